@@ -336,7 +336,8 @@ impl fmt::Display for VersionId {
 impl FromStr for VersionId {
     type Err = ParseIdError;
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        let raw = data_encoding::BASE32HEX_NOPAD.decode(text.as_bytes()).map_err(|_| bad("version id", text))?;
+        let raw =
+            data_encoding::BASE32HEX_NOPAD.decode(text.as_bytes()).map_err(|_| bad("version id", text))?;
         <[u8; 10]>::try_from(raw.as_slice()).map(Self::from_bytes).map_err(|_| bad("version id", text))
     }
 }
@@ -363,7 +364,8 @@ impl UploadId {
     /// # Errors
     /// When it is not sixteen bytes.
     pub fn from_wire(bytes: &[u8]) -> Result<Self, ParseIdError> {
-        let raw = <[u8; 16]>::try_from(bytes).map_err(|_| bad("upload id", &format!("{} bytes", bytes.len())))?;
+        let raw =
+            <[u8; 16]>::try_from(bytes).map_err(|_| bad("upload id", &format!("{} bytes", bytes.len())))?;
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = raw;
         Ok(Self {
             hlc: Hlc::from_be_bytes([a, b, c, d, e, f, g, h]),
@@ -385,7 +387,8 @@ impl fmt::Display for UploadId {
 impl FromStr for UploadId {
     type Err = ParseIdError;
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        let raw = data_encoding::BASE32HEX_NOPAD.decode(text.as_bytes()).map_err(|_| bad("upload id", text))?;
+        let raw =
+            data_encoding::BASE32HEX_NOPAD.decode(text.as_bytes()).map_err(|_| bad("upload id", text))?;
         Self::from_wire(&raw).map_err(|_| bad("upload id", text))
     }
 }

@@ -67,9 +67,13 @@ pub const H2_FRAME_BYTES: u32 = 1 << 20;
 pub const H2_WINDOW_BYTES: u32 = 8 << 20;
 
 const _: () = assert!(SHARD_BYTES_MAX % BLOCK_BYTES == 0, "a full shard is whole blocks");
-const _: () = assert!(EC_SHARD_BYTES_MIN % BLOCK_BYTES == 0, "the smallest erasure-coded shard is whole blocks");
-const _: () = assert!(SHARD_BYTES_MAX + (64 << 10) < MESSAGE_BYTES_MAX, "a shard and its envelope fit a message");
-const _: () = assert!(REQUEST_AGE_MS_MAX < DEDUP_WINDOW_MS, "what apply still accepts, the table still remembers");
+const _: () =
+    assert!(EC_SHARD_BYTES_MIN % BLOCK_BYTES == 0, "the smallest erasure-coded shard is whole blocks");
+const _: () =
+    assert!(SHARD_BYTES_MAX + (64 << 10) < MESSAGE_BYTES_MAX, "a shard and its envelope fit a message");
+const _: () =
+    assert!(REQUEST_AGE_MS_MAX < DEDUP_WINDOW_MS, "what apply still accepts, the table still remembers");
 const _: () = assert!(PARTS_MAX <= u16::MAX as u32, "part numbers fit a u16");
 const _: () = assert!(INLINE_BYTES_MAX < EC_SHARD_BYTES_MIN, "inline bodies are below the copies");
-const _: () = assert!(OBJECT_BYTES_MAX / (SHARD_BYTES_MAX as u64) < u32::MAX as u64, "stripes of an object fit a u32");
+const _: () =
+    assert!(OBJECT_BYTES_MAX / (SHARD_BYTES_MAX as u64) < u32::MAX as u64, "stripes of an object fit a u32");
