@@ -1,0 +1,278 @@
+//! A zone of the real binary on loopback: `holdfast dev --json`, one process per node unless asked otherwise.
+//!
+//! Nodes are killed, stopped, continued and brought back by `holdfast server -c` as an operator would; `restart` starts
+//! `dev` again on the same directory. Dropping a zone leaves no process and no file; so does a test binary's end.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::Signal;
+use serde::Deserialize;
+
+use crate::process::{self, Group, binary};
+use crate::s3::S3;
+use crate::sigv4::Credentials;
+use crate::wait;
+
+/// Zones start within seconds; a busy machine in the dev profile gets minutes.
+const START: Duration = Duration::from_secs(180);
+const LOG: &str = "dev.log";
+
+/// How `dev` is started.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// All nodes in one process.
+    pub one_process: bool,
+    pub tls: bool,
+    /// Data nodes, where not the default.
+    pub nodes: Option<u32>,
+}
+
+/// The one line that `dev --json` prints.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Ready {
+    pub access_key: String,
+    pub secret_key: String,
+    pub zones: Vec<ReadyZone>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct ReadyZone {
+    pub name: String,
+    pub s3: String,
+    pub grpc: String,
+    pub admin: String,
+    pub nodes: Vec<Node>,
+}
+
+/// A node as `dev` started it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Node {
+    pub id: u64,
+    pub roles: Vec<String>,
+    pub pid: u32,
+    pub data_dir: PathBuf,
+    pub addr: SocketAddr,
+    pub config: PathBuf,
+}
+
+impl Node {
+    pub fn is(&self, role: &str) -> bool {
+        self.roles.iter().any(|own| own == role)
+    }
+}
+
+/// A running zone.
+#[derive(Debug)]
+pub struct Zone {
+    options: Options,
+    pub ready: Ready,
+    dev: Child,
+    /// Nodes that were brought back by `server -c`.
+    revived: Vec<Child>,
+    group: Group,
+}
+
+impl Zone {
+    /// The zone that all tests of one test binary share. Whoever breaks things starts their own.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Zone> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(Options::default()))
+    }
+
+    /// Starts a zone in a new directory. Panics, with the end of its log, if it does not become ready.
+    #[track_caller]
+    pub fn start(options: Options) -> Self {
+        let group = Group::new().expect("a process group");
+        match launch(&group, &options) {
+            Ok((dev, ready)) => Self { options, ready, dev, revived: Vec::new(), group },
+            Err(error) => panic!("{error:#}\n{}", group.log_tail(LOG)),
+        }
+    }
+
+    pub fn zone(&self) -> &ReadyZone {
+        &self.ready.zones[0]
+    }
+
+    /// Where all nodes keep their data.
+    pub fn data_dir(&self) -> PathBuf {
+        self.group.dir().join("data")
+    }
+
+    /// Files of the test's own, removed with the zone.
+    pub fn scratch(&self) -> &Path {
+        self.group.dir()
+    }
+
+    pub fn credentials(&self) -> Credentials {
+        Credentials {
+            access_key: self.ready.access_key.clone(),
+            secret_key: self.ready.secret_key.clone(),
+            region: "us-east-1".to_owned(),
+        }
+    }
+
+    /// A client of the zone's gateway, with connections of its own.
+    pub fn s3(&self) -> S3 {
+        let ca = self.options.tls.then(|| {
+            let path = self.ca_file();
+            std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        });
+        S3::new(&self.zone().s3, ca.as_deref(), self.credentials()).expect("the URL that dev printed")
+    }
+
+    /// The CA that `--tls` writes beside the data: the PEM file with `ca` in its name.
+    pub fn ca_file(&self) -> PathBuf {
+        let found = std::fs::read_dir(self.data_dir()).expect("the data directory").flatten().find(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.starts_with("ca") && (name.ends_with(".pem") || name.ends_with(".crt"))
+        });
+        found.expect("dev --tls writes its CA into the data directory").path()
+    }
+
+    /// The nodes of a role, in the order of their ids.
+    pub fn nodes(&self, role: &str) -> Vec<Node> {
+        let mut nodes: Vec<Node> =
+            self.zone().nodes.iter().filter(|node| node.is(role)).cloned().collect();
+        nodes.sort_by_key(|node| node.id);
+        nodes
+    }
+
+    pub fn gateway(&self) -> Node {
+        self.nodes("gateway").remove(0)
+    }
+
+    /// `kill -9`.
+    pub fn kill(&self, node: &Node) {
+        process::kill(node.pid);
+    }
+
+    /// Freezes a node: its sockets stay open and silent.
+    pub fn stop(&self, node: &Node) {
+        process::signal(node.pid, Signal::STOP);
+    }
+
+    pub fn resume(&self, node: &Node) {
+        process::signal(node.pid, Signal::CONT);
+    }
+
+    /// Brings a killed node back with `holdfast server -c` and waits until it listens.
+    pub fn revive(&mut self, node: &Node) -> anyhow::Result<()> {
+        let log = format!("node-{}.log", node.id);
+        let mut command = Command::new(binary());
+        command.args(["server", "-c"]).arg(&node.config).stdout(Stdio::null());
+        let child = self.group.spawn(&mut command, &log)?;
+        let pid = child.id();
+        self.revived.push(child);
+        let nodes = &mut self.ready.zones[0].nodes;
+        nodes.iter_mut().find(|own| own.id == node.id).context("a node of another zone")?.pid = pid;
+        wait::until("a revived node to listen", START, || {
+            assert!(process::runs(pid), "server ended: {}", self.group.log_tail(&log));
+            std::net::TcpStream::connect(node.addr).is_ok().then_some(())
+        });
+        Ok(())
+    }
+
+    /// `kill -9` of every process at once.
+    pub fn kill_all(&mut self) {
+        let mut pids: Vec<u32> = self.zone().nodes.iter().map(|node| node.pid).collect();
+        pids.push(self.dev.id());
+        for pid in &pids {
+            process::signal(*pid, Signal::KILL);
+        }
+        pids.into_iter().for_each(process::kill);
+        let _ = self.dev.wait();
+        self.revived.drain(..).for_each(|mut child| drop(child.wait()));
+    }
+
+    /// Starts `dev` again on the same directory. Addresses may change.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        match launch(&self.group, &self.options) {
+            Ok((dev, ready)) => (self.dev, self.ready) = (dev, ready),
+            Err(error) => panic!("restart: {error:#}\n{}", self.group.log_tail(LOG)),
+        }
+    }
+
+    /// Ends `dev` by SIGTERM, as an operator does; whether it ended well.
+    pub fn terminate(&mut self) -> bool {
+        process::signal(self.dev.id(), Signal::TERM);
+        let status = wait::until("dev to end", START, || self.dev.try_wait().ok().flatten());
+        status.success()
+    }
+
+    /// `holdfast <args>` against this zone.
+    pub fn cli(&self, args: &[&str]) -> Output {
+        Command::new(binary())
+            .args(args)
+            .args(["--endpoint", &self.zone().grpc])
+            .stdin(Stdio::null())
+            .output()
+            .expect("the binary runs")
+    }
+
+    /// `holdfast status --json`.
+    pub fn status(&self) -> anyhow::Result<serde_json::Value> {
+        let output = self.cli(&["status", "--json"]);
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// The end of what the zone's processes logged.
+    pub fn log_tail(&self) -> String {
+        self.group.log_tail(LOG)
+    }
+}
+
+impl Drop for Zone {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tail());
+        }
+        self.kill_all();
+    }
+}
+
+fn launch(group: &Group, options: &Options) -> anyhow::Result<(Child, Ready)> {
+    let mut command = Command::new(binary());
+    command.args(["dev", "--json", "--port", "0", "--data-dir"]).arg(group.dir().join("data"));
+    if !options.one_process {
+        command.arg("--spawn");
+    }
+    if options.tls {
+        command.arg("--tls");
+    }
+    if let Some(nodes) = options.nodes {
+        command.args(["--nodes", &nodes.to_string()]);
+    }
+    command.current_dir(group.dir()).stdout(Stdio::piped());
+    let mut dev = group.spawn(&mut command, LOG)?;
+    let stdout = dev.stdout.take().context("standard output is piped")?;
+
+    // The reader stays until the end, so that dev never writes into a closed pipe.
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                // Nobody asks any more; keep draining.
+            }
+        }
+    });
+    let line = match lines.recv_timeout(START) {
+        Ok(line) => line,
+        Err(_) => {
+            let _ = dev.kill();
+            let status = dev.wait()?;
+            anyhow::bail!("dev printed no line ({status})");
+        }
+    };
+    let ready: Ready = serde_json::from_str(&line).with_context(|| format!("not the line of dev: {line}"))?;
+    anyhow::ensure!(!ready.zones.is_empty(), "no zone in {line}");
+    Ok((dev, ready))
+}
