@@ -1,1 +1,28 @@
+//! The cluster client: what librados is to Ceph. It knows the cluster map, finds leaders, retries with a deadline and the
+//! same request ids, codes bodies into shards and reads them back verified. It knows no disk and no S3.
+//!
+//! One [`Cluster`] is one zone. A write is `put_body` (shards are durable, owned by nobody), then `put_object` or
+//! `put_part` (the partition owns them); a read is `get_object`, then `read_object`.
 
+mod bucket;
+mod cache;
+mod channel;
+mod cluster;
+mod error;
+mod get;
+mod list;
+mod map;
+mod object;
+mod put;
+mod retry;
+mod route;
+pub mod seal;
+mod source;
+mod view;
+mod watch;
+
+pub use cluster::{ClientConfig, Cluster};
+pub use error::{Error, PutError};
+pub use get::BodyReader;
+pub use map::{CLASS_DEFAULT, Map, Pg, bucket_id};
+pub use source::{BodySource, StoredBody, WriteIntent};

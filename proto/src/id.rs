@@ -465,6 +465,15 @@ pub fn slot_of(key: &[u8], slots: u16) -> Slot {
     Slot::new((xxhash_rust::xxh3::xxh3_64(key) % u64::from(slots)) as u16)
 }
 
+/// The entry of a zone's slot table that holds the partition of `slot` of `bucket` (day 1):
+/// `XXH3-64(bucket id ‖ slot, big-endian) mod SLOT_TABLE_LEN`.
+pub fn slot_entry(bucket: BucketId, slot: Slot) -> usize {
+    let mut bytes = [0; 18];
+    bytes[..16].copy_from_slice(bucket.as_bytes());
+    bytes[16..].copy_from_slice(&slot.to_be_bytes());
+    (xxhash_rust::xxh3::xxh3_64(&bytes) % crate::limits::SLOT_TABLE_LEN as u64) as usize
+}
+
 #[cfg(test)]
 #[path = "id_test.rs"]
 mod tests;

@@ -1,0 +1,313 @@
+//! Buckets and accounts: the realm's rows, and the protocol that carries a bucket into its partitions and out of them.
+//!
+//! Creating: the realm's row is `creating`, then every partition that owns a slot has a row, then the realm's row is
+//! `active`. Deleting: the realm's row is `deleting`, every partition's row refuses writes, emptiness is checked, then the
+//! rows and the realm's row are dropped, or all are set back to active. A client that dies in between leaves a bucket
+//! that is `creating` or `deleting`; [`Cluster::settle_bucket`] finishes it from any state.
+
+use std::sync::Arc;
+
+use holdfast_proto::id::{AccountId, GroupId};
+use holdfast_proto::limits::SLOTS_DEFAULT;
+use holdfast_proto::meta::{
+    AccessKey, Account, Bucket, BucketState, BucketsPage, Command, CountBucket, CreateBucket, DropBucket,
+    DropBucketRow, GetAccessKey, GetAccount, GetBucket, ListBuckets, ListUploads, Outcome, PutBucketRow,
+    Refusal, SetBucketState, answer, command, outcome, query,
+};
+
+use crate::cluster::{Cluster, random_bytes};
+use crate::error::Error;
+use crate::object::{accept, unexpected, unexpected_answer};
+
+impl Cluster {
+    /// A bucket by name: from the cache while the watch says that nothing changed, else asked for.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `NoSuchBucket`; [`Error::Unavailable`].
+    pub async fn bucket(&self, name: &str) -> Result<Arc<Bucket>, Error> {
+        let cache = &self.inner.cache.buckets;
+        let now = self.inner.view.realm_applied();
+        if let Some(bucket) = cache.get(name, now) {
+            return Ok(bucket);
+        }
+        let bucket =
+            Arc::new(self.fetch_bucket(GetBucket { name: name.to_owned(), ..Default::default() }).await?);
+        cache.keep(name, now, &bucket);
+        Ok(bucket)
+    }
+
+    async fn fetch_bucket(&self, get: GetBucket) -> Result<Bucket, Error> {
+        match self.query_ok(GroupId::REALM, query::Of::GetBucket(get)).await? {
+            answer::Ok::Bucket(bucket) => Ok(bucket),
+            other => Err(unexpected_answer(&other)),
+        }
+    }
+
+    /// Creates a bucket and returns it active. `location` is the LocationConstraint as given.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `BucketExists`, `BucketExistsOwned` or `BucketBusy`; [`Error::Unavailable`]: it may exist
+    /// or come to exist.
+    pub async fn create_bucket(&self, name: &str, owner: AccountId, location: &str) -> Result<Bucket, Error> {
+        let bucket = Bucket {
+            id: bytes::Bytes::copy_from_slice(&random_bytes()),
+            name: name.to_owned(),
+            owner: owner.to_wire(),
+            state: BucketState::BucketCreating.into(),
+            generation: 1,
+            slots: u32::from(SLOTS_DEFAULT),
+            created_ms: self.now().ms(),
+            location: location.to_owned(),
+            ..Default::default()
+        };
+        let op = command::Op::CreateBucket(CreateBucket { bucket: Some(bucket.clone()) });
+        let created = self.realm_bucket(op).await?.unwrap_or(bucket);
+        let active = self.activate(&created).await?;
+        self.inner.cache.buckets.forget(name);
+        Ok(active)
+    }
+
+    /// Deletes a bucket that holds no version and no marker; uploads in progress are aborted.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `BucketNotEmpty`: it is as it was; [`Error::Unavailable`]: it may be gone, or refuse
+    /// writes until a repeat or a worker has settled it.
+    pub async fn delete_bucket(&self, bucket: &Bucket) -> Result<(), Error> {
+        let deleting = match bucket.state() {
+            BucketState::BucketDeleting => bucket.clone(),
+            _ => self.set_state(bucket, BucketState::BucketActive, BucketState::BucketDeleting).await?,
+        };
+        self.inner.cache.buckets.forget(&bucket.name);
+        let result = self.finish_deleting(&deleting).await;
+        self.inner.cache.buckets.forget(&bucket.name);
+        result
+    }
+
+    /// Brings a bucket that is `creating` or `deleting` to an end, and pushes an active one's rows to its partitions
+    /// again. Idempotent; for whoever finds a bucket whose client died.
+    ///
+    /// # Errors
+    /// As [`Self::create_bucket`] and [`Self::delete_bucket`].
+    pub async fn settle_bucket(&self, bucket: &Bucket) -> Result<(), Error> {
+        match bucket.state() {
+            BucketState::BucketCreating => self.activate(bucket).await.map(|_| ()),
+            BucketState::BucketDeleting => match self.delete_bucket(bucket).await {
+                Err(Error::Refused { refusal: Refusal::BucketNotEmpty, .. }) => Ok(()),
+                result => result,
+            },
+            BucketState::BucketActive | BucketState::Unspecified => self.push_rows(bucket).await,
+        }
+    }
+
+    async fn activate(&self, created: &Bucket) -> Result<Bucket, Error> {
+        let mut row = created.clone();
+        row.set_state(BucketState::BucketActive);
+        self.push_rows(&row).await?;
+        let active = self.set_state(created, BucketState::BucketCreating, BucketState::BucketActive).await?;
+        // The change of state may have a generation of its own.
+        if active.generation != row.generation {
+            self.push_rows(&active).await?;
+        }
+        Ok(active)
+    }
+
+    async fn finish_deleting(&self, deleting: &Bucket) -> Result<(), Error> {
+        self.push_rows(deleting).await?;
+        if !self.is_empty(deleting).await? {
+            let active =
+                self.set_state(deleting, BucketState::BucketDeleting, BucketState::BucketActive).await?;
+            self.push_rows(&active).await?;
+            return Err(Error::refused(Refusal::BucketNotEmpty, "the bucket holds versions or markers"));
+        }
+        let drop_row = DropBucketRow { bucket: deleting.id.clone(), generation: deleting.generation };
+        self.in_every_partition(deleting, command::Op::DropBucketRow(drop_row)).await?;
+        let drop = DropBucket { bucket: deleting.id.clone(), generation: deleting.generation };
+        self.realm_bucket(command::Op::DropBucket(drop)).await.map(|_| ())
+    }
+
+    /// Counts in all partitions; uploads in progress are aborted, not counted.
+    async fn is_empty(&self, bucket: &Bucket) -> Result<bool, Error> {
+        let mut uploads = 0;
+        for (group, _) in self.map().partitions_of_bucket(bucket)? {
+            let of = query::Of::CountBucket(CountBucket { bucket: bucket.id.clone() });
+            match self.query_ok(group, of).await? {
+                answer::Ok::Counters(count) => {
+                    if count.versions > 0 || count.markers > 0 || count.objects > 0 {
+                        return Ok(false);
+                    }
+                    uploads += count.uploads;
+                }
+                other => return Err(unexpected_answer(&other)),
+            }
+        }
+        if uploads > 0 {
+            self.abort_all_uploads(bucket).await?;
+        }
+        Ok(true)
+    }
+
+    async fn abort_all_uploads(&self, bucket: &Bucket) -> Result<(), Error> {
+        loop {
+            let page = self.list_uploads(bucket, ListUploads { limit: 1000, ..Default::default() }).await?;
+            for row in &page.uploads {
+                let upload = holdfast_proto::id::UploadId::from_wire(&row.upload)
+                    .map_err(|bad| Error::internal(bad.to_string()))?;
+                match self.abort_upload(bucket, &row.key, upload).await {
+                    Ok(()) | Err(Error::Refused { refusal: Refusal::NoSuchUpload, .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if !page.more || page.uploads.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn set_state(&self, bucket: &Bucket, from: BucketState, to: BucketState) -> Result<Bucket, Error> {
+        let change = SetBucketState { bucket: bucket.id.clone(), from: from.into(), to: to.into() };
+        let changed = self.realm_bucket(command::Op::SetBucketState(change)).await?;
+        Ok(changed.unwrap_or_else(|| {
+            let mut bucket = bucket.clone();
+            bucket.set_state(to);
+            bucket
+        }))
+    }
+
+    /// Proposes to the realm; the bucket as it is now, where the outcome has one.
+    async fn realm_bucket(&self, op: command::Op) -> Result<Option<Bucket>, Error> {
+        let outcomes = self.propose(GroupId::REALM, vec![self.command(op)]).await?;
+        let outcome = outcomes.into_iter().next().ok_or_else(|| Error::internal("no outcome"))?;
+        match accept(outcome)? {
+            Some(outcome::Ok::Bucket(bucket)) => Ok(Some(bucket)),
+            None | Some(outcome::Ok::Generation(_)) => Ok(None),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Writes the bucket's row to every partition that owns a slot of it. A partition that has a newer one keeps that.
+    pub(crate) async fn push_rows(&self, bucket: &Bucket) -> Result<(), Error> {
+        self.in_every_partition(
+            bucket,
+            command::Op::PutBucketRow(PutBucketRow { bucket: Some(bucket.clone()) }),
+        )
+        .await
+    }
+
+    async fn in_every_partition(&self, bucket: &Bucket, op: command::Op) -> Result<(), Error> {
+        let partitions = self.map().partitions_of_bucket(bucket)?;
+        let calls = partitions.into_iter().map(|(group, _)| {
+            let command = self.command(op.clone());
+            async move {
+                let outcomes = self.propose(group, vec![command]).await?;
+                match outcomes.into_iter().next().map(accept) {
+                    Some(Ok(_)) => Ok(()),
+                    // Newer there, or already dropped.
+                    Some(Err(Error::Refused {
+                        refusal: Refusal::StaleGeneration | Refusal::StaleBucket | Refusal::NoSuchBucket,
+                        ..
+                    })) => Ok(()),
+                    Some(Err(error)) => Err(error),
+                    None => Err(Error::internal("no outcome")),
+                }
+            }
+        });
+        futures::future::try_join_all(calls).await.map(|_| ())
+    }
+
+    /// Proposes to a partition; when its copy of the bucket is older than the realm's (whoever pushed it died), pushes
+    /// it and tries once more.
+    pub(crate) async fn propose_healing(
+        &self,
+        bucket: &Bucket,
+        group: GroupId,
+        commands: Vec<Command>,
+    ) -> Result<Vec<Outcome>, Error> {
+        let again = commands.clone();
+        let outcomes = self.propose(group, commands).await?;
+        let stale =
+            |outcome: &Outcome| matches!(outcome.refusal(), Refusal::StaleBucket | Refusal::NoSuchBucket);
+        if !outcomes.iter().any(stale) {
+            return Ok(outcomes);
+        }
+        let newest = self.fetch_bucket(GetBucket { id: bucket.id.clone(), ..Default::default() }).await?;
+        self.inner.cache.buckets.forget(&bucket.name);
+        if newest.state() != BucketState::BucketActive {
+            return Ok(outcomes);
+        }
+        self.push_rows(&newest).await?;
+        let (places, commands): (Vec<usize>, Vec<Command>) = again
+            .into_iter()
+            .enumerate()
+            .filter(|(at, _)| stale(&outcomes[*at]))
+            // A refusal is remembered under its request id.
+            .map(|(at, command)| (at, Command { request: self.command_id(), ..command }))
+            .unzip();
+        let mut outcomes = outcomes;
+        for (place, outcome) in places.into_iter().zip(self.propose(group, commands).await?) {
+            outcomes[place] = outcome;
+        }
+        Ok(outcomes)
+    }
+
+    fn command_id(&self) -> bytes::Bytes {
+        bytes::Bytes::copy_from_slice(&random_bytes())
+    }
+
+    /// A page of buckets in name order: those of `owner`, or all.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn list_buckets(
+        &self,
+        owner: Option<AccountId>,
+        prefix: &str,
+        after: &str,
+        limit: u32,
+    ) -> Result<BucketsPage, Error> {
+        let of = query::Of::ListBuckets(ListBuckets {
+            owner: owner.map(AccountId::to_wire).unwrap_or_default(),
+            prefix: prefix.to_owned(),
+            after: after.to_owned(),
+            limit,
+            ..Default::default()
+        });
+        match self.query_ok(GroupId::REALM, of).await? {
+            answer::Ok::Buckets(page) => Ok(page),
+            other => Err(unexpected_answer(&other)),
+        }
+    }
+
+    /// An access key, cached like buckets; `None` when there is none of that id.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn access_key(&self, id: &str) -> Result<Option<Arc<AccessKey>>, Error> {
+        let cache = &self.inner.cache.keys;
+        let now = self.inner.view.realm_applied();
+        if let Some(key) = cache.get(id, now) {
+            return Ok(Some(key));
+        }
+        let of = query::Of::GetAccessKey(GetAccessKey { id: id.to_owned() });
+        match self.query_ok(GroupId::REALM, of).await {
+            Ok(answer::Ok::AccessKey(key)) => {
+                let key = Arc::new(key);
+                cache.keep(id, now, &key);
+                Ok(Some(key))
+            }
+            Ok(other) => Err(unexpected_answer(&other)),
+            Err(Error::Refused { refusal: Refusal::NotFound, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// An account.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `NotFound`; [`Error::Unavailable`].
+    pub async fn account(&self, id: AccountId) -> Result<Account, Error> {
+        match self.query_ok(GroupId::REALM, query::Of::GetAccount(GetAccount { id: id.to_wire() })).await? {
+            answer::Ok::Account(account) => Ok(account),
+            other => Err(unexpected_answer(&other)),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What this client knows of the zone: the map, the time, who leads, and how fresh that is. Written by the watcher and
+//! by answers, read by every call.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use holdfast_proto::hlc::Hlc;
+use holdfast_proto::id::{GroupId, NodeId, TargetId};
+use holdfast_proto::meta::WatchEvent;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::map::Map;
+
+/// Cached rows of the realm are believed without asking while the watch is younger than this.
+const WATCH_SILENCE_MAX: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct View {
+    map: watch::Sender<Option<Arc<Map>>>,
+    hlc: AtomicU64,
+    realm_applied: AtomicU64,
+    heard: Mutex<Option<Instant>>,
+    leaders: RwLock<HashMap<GroupId, NodeId>>,
+    /// What the watched node said last: only a change of its mind overrides what answers have taught since.
+    told: Mutex<HashMap<GroupId, NodeId>>,
+    free: RwLock<HashMap<TargetId, u64>>,
+}
+
+impl View {
+    pub(crate) fn new() -> Self {
+        Self {
+            map: watch::Sender::new(None),
+            hlc: AtomicU64::new(0),
+            realm_applied: AtomicU64::new(0),
+            heard: Mutex::new(None),
+            leaders: RwLock::default(),
+            told: Mutex::default(),
+            free: RwLock::default(),
+        }
+    }
+
+    /// The map; `None` before the first.
+    pub(crate) fn map(&self) -> Option<Arc<Map>> {
+        self.map.borrow().clone()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Arc<Map>>> {
+        self.map.subscribe()
+    }
+
+    pub(crate) fn now(&self) -> Hlc {
+        Hlc::from_u64(self.hlc.load(Ordering::Acquire))
+    }
+
+    /// Merges a timestamp that a meta node sent.
+    pub(crate) fn saw(&self, hlc: u64) {
+        self.hlc.fetch_max(hlc, Ordering::AcqRel);
+    }
+
+    pub(crate) fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.leaders.read().get(&group).copied()
+    }
+
+    /// Notes who leads; `None`: who was believed to lead does not.
+    pub(crate) fn set_leader(&self, group: GroupId, leader: Option<NodeId>) {
+        if self.leader(group) == leader {
+            return;
+        }
+        let mut leaders = self.leaders.write();
+        match leader {
+            Some(node) => leaders.insert(group, node),
+            None => leaders.remove(&group),
+        };
+    }
+
+    /// The count of realm changes, when the watch is fresh enough to be believed.
+    pub(crate) fn realm_applied(&self) -> Option<u64> {
+        let heard = (*self.heard.lock())?;
+        if heard.elapsed() > WATCH_SILENCE_MAX {
+            return None;
+        }
+        Some(self.realm_applied.load(Ordering::Acquire))
+    }
+
+    /// Free bytes of a target as last reported; `None` when never.
+    pub(crate) fn free_bytes(&self, target: TargetId) -> Option<u64> {
+        self.free.read().get(&target).copied()
+    }
+
+    /// Takes in one event of the watch. A map of another zone or realm than the first one's is refused.
+    pub(crate) fn absorb(&self, event: WatchEvent) -> Result<(), Error> {
+        if let Some(raw) = event.map {
+            let next = Map::parse(raw)?;
+            if let Some(have) = self.map() {
+                if have.realm() != next.realm() || have.zone() != next.zone() {
+                    return Err(Error::internal("a meta node sent the map of another zone"));
+                }
+            }
+            self.map.send_if_modified(|have| {
+                let newer = have.as_ref().is_none_or(|have| have.generation() < next.generation());
+                if newer {
+                    *have = Some(Arc::new(next));
+                }
+                newer
+            });
+        }
+        self.saw(event.hlc);
+        self.realm_applied.fetch_max(event.realm_applied, Ordering::AcqRel);
+        for belief in event.leaders {
+            let (Ok(group), leader) = (GroupId::from_u64(belief.group), NodeId::new(belief.leader)) else {
+                continue;
+            };
+            if belief.leader != 0 && self.told.lock().insert(group, leader) != Some(leader) {
+                self.set_leader(group, Some(leader));
+            }
+        }
+        if !event.free.is_empty() {
+            let mut free = self.free.write();
+            free.extend(event.free.iter().map(|report| (TargetId::new(report.target), report.free_bytes)));
+        }
+        *self.heard.lock() = Some(Instant::now());
+        Ok(())
+    }
+}
