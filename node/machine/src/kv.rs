@@ -114,7 +114,9 @@ impl KvRead for BTreeMap<Vec<u8>, Bytes> {
             return Box::new(std::iter::empty());
         }
         let range = (Bound::Included(start), Bound::Excluded(end));
-        Box::new(self.range::<[u8], _>(range).map(|(key, value)| Ok((Bytes::copy_from_slice(key), value.clone()))))
+        Box::new(
+            self.range::<[u8], _>(range).map(|(key, value)| Ok((Bytes::copy_from_slice(key), value.clone()))),
+        )
     }
 }
 

@@ -1,0 +1,351 @@
+//! The zone: nodes, targets, placement groups, storage classes, Raft groups, and the slot table. Together they are the
+//! cluster map, whose generation rises with every change.
+//!
+//! Ids are given here and never reused. A node whose incarnation went back is refused: its disk may have gone back too.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use holdfast_proto::id::{GroupId, NodeId, RealmId, ZoneId};
+use holdfast_proto::limits::{PARTITIONS_MAX, SLOT_TABLE_LEN, STRIPE_WIDTH_MAX};
+use holdfast_proto::meta::{
+    ClusterMap, Group, InitZone, Node, NodeState, Outcome, PlacementGroup, PutGroups, PutNode, PutPlacement,
+    PutTarget, Refusal, SetNodeState, SetTargetStates, SlotTable, StorageClass, Target, TargetState, Zone,
+    outcome,
+};
+use prost::Message;
+
+use crate::Halt;
+use crate::bucket::generation;
+use crate::key::{self, Family};
+use crate::kv::{Kv, KvRead};
+use crate::row::{self, Step, refuse};
+use crate::session::{self, Session};
+use crate::wire;
+
+/// Media of a target that names none.
+const MEDIA_DEFAULT: &str = "default";
+
+fn rows<M: Message + Default>(kv: &impl KvRead, family: Family) -> Result<Vec<M>, Halt> {
+    Ok(row::read_prefix(kv, family)?.into_iter().map(|(_, row)| row).collect())
+}
+
+fn node_key(id: u64) -> Vec<u8> {
+    key::of_id(key::NOD, &id.to_be_bytes())
+}
+
+fn target_key(id: u32) -> Vec<u8> {
+    key::of_id(key::TGT, &id.to_be_bytes())
+}
+
+impl<K: Kv> Session<'_, K> {
+    pub(crate) fn init_zone(&mut self, op: &InitZone) -> Step<Outcome> {
+        let realm: RealmId = wire::id(&op.realm)?;
+        let Some(first) = &op.first_node else { return wire::malformed("a zone starts with a node") };
+        if op.zone == 0 || op.zone != u32::from(self.zone.get()) {
+            return wire::malformed(format!("zone {} in the group of zone {}", op.zone, self.zone));
+        }
+        if op.partitions == 0 || op.partitions > PARTITIONS_MAX {
+            return wire::malformed(format!("{} partitions", op.partitions));
+        }
+        let table = match op.slot_table.len() {
+            0 => (0..SLOT_TABLE_LEN as u32).map(|entry| entry % op.partitions).collect(),
+            _ => op.slot_table.clone(),
+        };
+        if table.len() != SLOT_TABLE_LEN || table.iter().any(|&partition| partition >= op.partitions) {
+            return wire::malformed(format!("a slot table of {} entries", table.len()));
+        }
+        check_groups(&op.groups)?;
+        let id = node_id(self.zone, 1)?;
+        if let Some(known) = row::read::<Zone>(self.kv, key::ZON)? {
+            if known.realm == op.realm && known.id == op.zone {
+                return Ok(node_outcome(id));
+            }
+            return refuse(
+                Refusal::AlreadyExists,
+                format!("this is zone {} of another realm than {realm}", known.id),
+            );
+        }
+        let zone = Zone {
+            realm: op.realm.clone(),
+            id: op.zone,
+            name: op.name.clone(),
+            partitions: op.partitions,
+            created_ms: self.hlc.ms(),
+        };
+        row::write(self.kv, key::ZON.to_vec(), &zone);
+        row::write(self.kv, key::SLT.to_vec(), &SlotTable { partitions: table });
+        for class in &op.classes {
+            row::write(self.kv, key::of_text(key::CLS, &class.name), class);
+        }
+        for group in &op.groups {
+            row::write(self.kv, key::of_id(key::GRP, &group.id.to_be_bytes()), group);
+        }
+        let first = Node { id, state: NodeState::NodeActive.into(), ..first.clone() };
+        row::write(self.kv, node_key(id), &first);
+        self.state.next_node = 2;
+        self.state.next_target = 1;
+        self.state.map_generation = 1;
+        Ok(node_outcome(id))
+    }
+
+    fn zone_exists(&self) -> Step<()> {
+        if self.state.map_generation == 0 {
+            return refuse(Refusal::NotFound, "the zone has not been initialised");
+        }
+        Ok(())
+    }
+
+    fn changed(&mut self) -> Outcome {
+        self.state.map_generation += 1;
+        generation(self.state.map_generation)
+    }
+
+    pub(crate) fn put_node(&mut self, op: &PutNode) -> Step<Outcome> {
+        self.zone_exists()?;
+        let Some(given) = &op.node else { return wire::malformed("no node") };
+        if given.addr.is_empty() {
+            return wire::malformed("a node has an address");
+        }
+        let mut node = given.clone();
+        if node.id == 0 {
+            node.id = node_id(self.zone, self.state.next_node)?;
+            if node.state() == NodeState::Unspecified {
+                node.set_state(NodeState::NodeActive);
+            }
+            self.state.next_node += 1;
+        } else {
+            let Some(known) = row::read::<Node>(self.kv, &node_key(node.id))? else {
+                return refuse(Refusal::NotFound, format!("no node {}", NodeId::new(node.id)));
+            };
+            if node.incarnation < known.incarnation {
+                let detail = format!("incarnation {} came, {} is known", node.incarnation, known.incarnation);
+                return refuse(Refusal::StaleIncarnation, detail);
+            }
+            if known.state() == NodeState::NodeRemoved {
+                return refuse(Refusal::NotFound, format!("node {} was removed", NodeId::new(node.id)));
+            }
+            if node.state() == NodeState::Unspecified {
+                node.state = known.state;
+            }
+            if node == known {
+                return Ok(node_outcome(node.id));
+            }
+        }
+        row::write(self.kv, node_key(node.id), &node);
+        self.changed();
+        Ok(node_outcome(node.id))
+    }
+
+    pub(crate) fn put_target(&mut self, op: &PutTarget) -> Step<Outcome> {
+        self.zone_exists()?;
+        let Some(given) = &op.target else { return wire::malformed("no target") };
+        if given.uuid.len() != 16 {
+            return wire::malformed("a target's uuid has 16 bytes");
+        }
+        if self.kv.get(&node_key(given.node))?.is_none() {
+            return refuse(Refusal::NotFound, format!("no node {}", NodeId::new(given.node)));
+        }
+        let mut target = given.clone();
+        if target.media.is_empty() {
+            MEDIA_DEFAULT.clone_into(&mut target.media);
+        }
+        let known = rows::<Target>(self.kv, key::TGT)?.into_iter().find(|known| known.uuid == target.uuid);
+        match known {
+            Some(known) => {
+                if target.id != 0 && target.id != known.id {
+                    return refuse(Refusal::AlreadyExists, format!("this uuid is target {}", known.id));
+                }
+                target.id = known.id;
+                if target.state() == TargetState::Unspecified {
+                    target.state = known.state;
+                }
+                if target == known {
+                    return Ok(target_outcome(target.id));
+                }
+            }
+            None if target.id != 0 => {
+                return refuse(Refusal::NotFound, format!("target {} has another uuid", target.id));
+            }
+            None => {
+                target.id = self.state.next_target;
+                if target.state() == TargetState::Unspecified {
+                    target.set_state(TargetState::TargetUp);
+                }
+                self.state.next_target += 1;
+            }
+        }
+        row::write(self.kv, target_key(target.id), &target);
+        self.changed();
+        Ok(target_outcome(target.id))
+    }
+
+    pub(crate) fn set_target_states(&mut self, op: &SetTargetStates) -> Step<Outcome> {
+        let mut changed = Vec::new();
+        for change in &op.changes {
+            let key = target_key(change.target);
+            let Some(target) = row::read::<Target>(self.kv, &key)? else {
+                return refuse(Refusal::NotFound, format!("no target {}", change.target));
+            };
+            if change.state() == TargetState::Unspecified {
+                return wire::malformed("no state");
+            }
+            if target.state != change.state {
+                changed.push((key, Target { state: change.state, ..target }));
+            }
+        }
+        if changed.is_empty() {
+            return Ok(generation(self.state.map_generation));
+        }
+        for (key, target) in changed {
+            row::write(self.kv, key, &target);
+        }
+        Ok(self.changed())
+    }
+
+    pub(crate) fn set_node_state(&mut self, op: &SetNodeState) -> Step<Outcome> {
+        let Some(node) = row::read::<Node>(self.kv, &node_key(op.node))? else {
+            return refuse(Refusal::NotFound, format!("no node {}", NodeId::new(op.node)));
+        };
+        if op.state() == NodeState::Unspecified {
+            return wire::malformed("no state");
+        }
+        if node.state() == NodeState::NodeRemoved && op.state() != NodeState::NodeRemoved {
+            return refuse(Refusal::NotFound, "a removed node does not come back: its id is not used again");
+        }
+        if node.state == op.state {
+            return Ok(generation(self.state.map_generation));
+        }
+        row::write(self.kv, node_key(op.node), &Node { state: op.state, ..node });
+        Ok(self.changed())
+    }
+
+    pub(crate) fn put_placement(&mut self, op: &PutPlacement) -> Step<Outcome> {
+        self.zone_exists()?;
+        if op.expected_generation != self.state.map_generation {
+            return refuse(Refusal::StaleGeneration, format!("generation {}", self.state.map_generation));
+        }
+        let known_classes = rows::<StorageClass>(self.kv, key::CLS)?;
+        let classes = if op.classes.is_empty() { &known_classes } else { &op.classes };
+        let targets: BTreeSet<u32> =
+            rows::<Target>(self.kv, key::TGT)?.iter().map(|target| target.id).collect();
+        for pg in &op.pgs {
+            let distinct: BTreeSet<u32> = pg.targets.iter().copied().collect();
+            if distinct.len() != pg.targets.len()
+                || pg.targets.is_empty()
+                || pg.targets.len() > STRIPE_WIDTH_MAX
+            {
+                return wire::malformed(format!("placement group {} of {} targets", pg.id, pg.targets.len()));
+            }
+            if !distinct.is_subset(&targets) {
+                return refuse(
+                    Refusal::NotFound,
+                    format!("placement group {} names an unknown target", pg.id),
+                );
+            }
+            if !classes.iter().any(|class| class.name == pg.class) {
+                return refuse(Refusal::NotFound, format!("no storage class {:?}", pg.class));
+            }
+        }
+        if !op.classes.is_empty() {
+            self.replace(key::CLS, &op.classes, |class| key::of_text(key::CLS, &class.name))?;
+        }
+        self.replace(key::PGS, &op.pgs, |pg| key::of_id(key::PGS, &pg.id.to_be_bytes()))?;
+        Ok(self.changed())
+    }
+
+    /// Makes the rows of `family` exactly these, touching only what differs.
+    fn replace<M: Message>(
+        &mut self,
+        family: Family,
+        messages: &[M],
+        key_of: impl Fn(&M) -> Vec<u8>,
+    ) -> Result<(), Halt> {
+        let mut new: std::collections::BTreeMap<Vec<u8>, Vec<u8>> =
+            messages.iter().map(|message| (key_of(message), row::encode(message))).collect();
+        let old: Vec<(Bytes, Bytes)> =
+            self.kv.scan(family, &key::prefix_end(family)).collect::<Result<_, _>>()?;
+        for (key, value) in old {
+            match new.get(key.as_ref()) {
+                Some(same) if *same == value => drop(new.remove(key.as_ref())),
+                Some(_) => {}
+                None => self.kv.delete(&key),
+            }
+        }
+        for (key, value) in new {
+            self.kv.put(key, value);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn put_groups(&mut self, op: &PutGroups) -> Step<Outcome> {
+        self.zone_exists()?;
+        check_groups(&op.groups)?;
+        let mut changed = Vec::new();
+        for group in &op.groups {
+            let key = key::of_id(key::GRP, &group.id.to_be_bytes());
+            match row::read::<Group>(self.kv, &key)? {
+                Some(known) if group.generation < known.generation => {
+                    let detail = format!("group {} has generation {}", group.id, known.generation);
+                    return refuse(Refusal::StaleGeneration, detail);
+                }
+                Some(known) if known == *group => {}
+                _ => changed.push((key, group)),
+            }
+        }
+        if changed.is_empty() {
+            return Ok(generation(self.state.map_generation));
+        }
+        for (key, group) in changed {
+            row::write(self.kv, key, group);
+        }
+        Ok(self.changed())
+    }
+}
+
+fn check_groups(groups: &[Group]) -> Step<()> {
+    match groups.iter().find(|group| GroupId::from_u64(group.id).is_err()) {
+        Some(group) => wire::malformed(format!("group id {}", group.id)),
+        None => Ok(()),
+    }
+}
+
+fn node_id(zone: ZoneId, number: u64) -> Step<u64> {
+    match NodeId::in_zone(zone, number) {
+        Some(id) => Ok(id.get()),
+        None => refuse(Refusal::TooMany, "node numbers are used up"),
+    }
+}
+
+fn node_outcome(id: u64) -> Outcome {
+    Outcome { ok: Some(outcome::Ok::Node(id)), ..Outcome::default() }
+}
+
+fn target_outcome(id: u32) -> Outcome {
+    Outcome { ok: Some(outcome::Ok::Target(id)), ..Outcome::default() }
+}
+
+/// The map, or nothing when the caller has this generation.
+pub(crate) fn map(kv: &impl KvRead, have_generation: u64) -> Step<Option<ClusterMap>> {
+    let state = session::state(kv)?;
+    let Some(zone) = row::read::<Zone>(kv, key::ZON)? else {
+        return refuse(Refusal::NotFound, "the zone has not been initialised");
+    };
+    if have_generation == state.map_generation {
+        return Ok(None);
+    }
+    let table: SlotTable = row::read_sure(kv, key::SLT, "the zone is initialised")?;
+    Ok(Some(ClusterMap {
+        realm: zone.realm,
+        zone: zone.id,
+        generation: state.map_generation,
+        nodes: rows::<Node>(kv, key::NOD)?,
+        targets: rows::<Target>(kv, key::TGT)?,
+        pgs: rows::<PlacementGroup>(kv, key::PGS)?,
+        classes: rows::<StorageClass>(kv, key::CLS)?,
+        slot_table: table.partitions,
+        groups: rows::<Group>(kv, key::GRP)?,
+        zone_name: zone.name,
+        feature_level: state.feature_level,
+    }))
+}
