@@ -5,7 +5,8 @@
 
 use holdfast_proto::id::{BucketId, Slot};
 use holdfast_proto::meta::{
-    Bucket, BucketState, Counters, DropBucketRow, Outcome, PutBucketRow, Refusal, outcome,
+    Bucket, BucketState, Command, Counters, DropBucketRow, DroppedBucket, Outcome, PutBucketRow, Refusal,
+    outcome,
 };
 
 use crate::Halt;
@@ -59,24 +60,28 @@ pub(crate) fn count(kv: &impl KvRead, id: BucketId) -> Result<Counters, Halt> {
 }
 
 impl<K: Kv> Session<'_, K> {
-    pub(crate) fn put_bucket_row(&mut self, op: &PutBucketRow) -> Step<Outcome> {
+    pub(crate) fn put_bucket_row(&mut self, command: &Command, op: &PutBucketRow) -> Step<Outcome> {
         let Some(bucket) = &op.bucket else { return wire::malformed("no bucket") };
         let id: BucketId = wire::id(&bucket.id)?;
         wire::slots(bucket)?;
+        // What is older than this may come after the bucket was dropped and forgotten.
+        if !command.request.is_empty() {
+            self.check_age(command)?;
+        }
+        if self.kv.get(&key::of_bucket(key::DRP, id))?.is_some() {
+            return refuse(Refusal::NoSuchBucket, format!("bucket {id} was dropped"));
+        }
         let key = key::of_bucket(key::BKT, id);
         if let Some(here) = row::read::<Bucket>(self.kv, &key)? {
-            let activates =
-                here.state() == BucketState::BucketCreating && bucket.state() == BucketState::BucketActive;
-            let older = bucket.generation < here.generation;
-            let differs = bucket.generation == here.generation && *bucket != here && !activates;
-            if here.state() == BucketState::BucketActive
-                && bucket.state() == BucketState::BucketCreating
-                && !older
-            {
+            let states = (here.state(), bucket.state());
+            let same = bucket.generation == here.generation;
+            if same && states == (BucketState::BucketActive, BucketState::BucketCreating) {
                 // A pusher of the same generation that is late.
                 return Ok(generation(here.generation));
             }
-            if older || differs || bucket.slots != here.slots {
+            let activates = same && states == (BucketState::BucketCreating, BucketState::BucketActive);
+            let differs = same && *bucket != here && !activates;
+            if bucket.generation < here.generation || differs || bucket.slots != here.slots {
                 let detail = format!("generation {} is here, {} came", here.generation, bucket.generation);
                 return refuse(Refusal::StaleBucket, detail);
             }
@@ -106,6 +111,8 @@ impl<K: Kv> Session<'_, K> {
             self.kv.delete(&counters);
         }
         self.kv.delete(&key);
+        row::write(self.kv, key::of_bucket(key::DRP, id), &DroppedBucket { generation: op.generation });
+        self.forget_bucket_later(id);
         Ok(generation(op.generation))
     }
 

@@ -12,6 +12,7 @@ use holdfast_proto::id::{AccountId, BucketId, RequestId, Slot, UploadId, Version
 pub(crate) type Family = &'static [u8];
 
 pub(crate) const BKT: Family = b"bkt|";
+pub(crate) const DRP: Family = b"drp|";
 pub(crate) const CUR: Family = b"cur|";
 pub(crate) const VER: Family = b"ver|";
 pub(crate) const UPL: Family = b"upl|";

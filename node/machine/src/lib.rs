@@ -7,6 +7,7 @@
 
 mod backlog;
 mod bucket;
+pub mod check;
 mod checksum;
 mod complete;
 mod condition;
@@ -129,7 +130,7 @@ fn run<K: Kv>(session: &mut Session<'_, K>, group: GroupId, command: &Command, o
         Op::PutObject(op) => session.put_object(command, op),
         Op::PutPart(op) => session.put_part(command, op),
         // Repeating these does nothing more.
-        Op::PutBucketRow(op) => session.put_bucket_row(op),
+        Op::PutBucketRow(op) => session.put_bucket_row(command, op),
         Op::DropBucketRow(op) => session.drop_bucket_row(op),
         Op::FenceWrite(op) => session.fence_write(op),
         Op::RenewWrite(op) => session.renew_write(op),

@@ -114,7 +114,8 @@ impl<K: Kv> Session<'_, K> {
 
     pub(crate) fn abort_upload(&mut self, op: &AbortUpload) -> Step<Outcome> {
         let id: BucketId = wire::id(&op.bucket)?;
-        let bucket = self.writable(id)?;
+        // Also while the bucket is being deleted: its uploads are aborted then.
+        let bucket = bucket::find(self.kv, id)?;
         let spot = wire::spot(id, &bucket, &op.key)?;
         let upload: UploadId = wire::id(&op.upload)?;
         find(self.kv, spot, upload)?;

@@ -8,7 +8,7 @@
 //! refused, so everything that is accepted is still remembered.
 
 use holdfast_proto::hlc::Hlc;
-use holdfast_proto::id::{GroupId, RequestId, ZoneId};
+use holdfast_proto::id::{BucketId, GroupId, RequestId, ZoneId};
 use holdfast_proto::limits::{DEDUP_WINDOW_MS, REQUEST_AGE_MS_MAX};
 use holdfast_proto::meta::{
     Command, GroupState, Outcome, Refusal, Remembered, WriteKey, WriteOwner, write_owner,
@@ -97,7 +97,7 @@ impl<'k, K: Kv> Session<'k, K> {
         self.check_age(command)?;
         let outcome = mutate(self)?;
         if !self.idle {
-            row::write(self.kv, key, &Remembered { outcome: Some(outcome.clone()), forget: None });
+            row::write(self.kv, key, &Remembered { outcome: Some(outcome.clone()), ..Remembered::default() });
         }
         Ok(outcome)
     }
@@ -105,8 +105,16 @@ impl<'k, K: Kv> Session<'k, K> {
     /// Keeps the fence of a write that is gone until no repeat of its commit can be accepted any more.
     pub(crate) fn forget_later(&mut self, write: WriteKey) -> Step<()> {
         let key = key::request(self.hlc, wire::id(&write.write)?);
-        row::write(self.kv, key, &Remembered { outcome: None, forget: Some(write) });
+        row::write(self.kv, key, &Remembered { forget: Some(write), ..Remembered::default() });
         Ok(())
+    }
+
+    /// Keeps the mark of a dropped bucket until no late pusher of its row can be accepted any more.
+    pub(crate) fn forget_bucket_later(&mut self, bucket: BucketId) {
+        // A bucket id is as random as a request id.
+        let key = key::request(self.hlc, RequestId::from_bytes(*bucket.as_bytes()));
+        let row = Remembered { forget_bucket: bucket.to_wire(), ..Remembered::default() };
+        row::write(self.kv, key, &row);
     }
 
     fn prune(&mut self) -> Result<(), Halt> {
@@ -130,6 +138,9 @@ impl<'k, K: Kv> Session<'k, K> {
             self.kv.delete(&key);
             if let Some(write) = remembered.forget {
                 self.forget(&key, &write)?;
+            }
+            if !remembered.forget_bucket.is_empty() {
+                self.kv.delete(&key::of_id(key::DRP, &remembered.forget_bucket));
             }
         }
         self.state.pruned = if all { floor.get() } else { last.get() };
