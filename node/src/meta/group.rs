@@ -1,0 +1,321 @@
+//! One group on this node: its consensus, its rows, and the two workers that let many callers share one round.
+//!
+//! The proposer merges what callers propose while an entry is in flight into the next entry; the reader confirms
+//! leadership once for all reads that arrived before the confirmation began (Raft's ReadIndex).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_proto::error::Fault;
+use holdfast_proto::id::{GroupId, NodeId, ZoneId};
+use holdfast_proto::meta::{Answer, Command, CommandBatch, Outcome, Query, query};
+use holdfast_proto::v1::FaultKind;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::{LinearizerOption, ReadPolicy, ServerState};
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::clock::StampClock;
+use super::raft::{Commands, Raft, TypeConfig};
+use super::state::GroupState;
+use super::storage::GroupLog;
+
+/// Proposals or reads of one group waiting for their round, at most.
+const QUEUE_MAX: usize = 4096;
+/// Commands in one entry, at most.
+const ENTRY_COMMANDS_MAX: usize = 512;
+/// Commands of one entry, encoded, bytes: reached by whole proposals.
+const ENTRY_BYTES_MAX: usize = 512 << 10;
+/// How long a caller waits for its round and its outcome.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long one entry may take before the proposer goes on to the next: without a quorum none commits.
+const ENTRY_DEADLINE: Duration = Duration::from_secs(10);
+const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);
+
+/// "Try again in" of a full queue, milliseconds.
+const RETRY_AFTER_MS: u32 = 50;
+
+pub(super) struct Proposal {
+    commands: Vec<Command>,
+    bytes: usize,
+    reply: oneshot::Sender<Result<Vec<Outcome>, Fault>>,
+}
+
+/// A read waits for the index that a confirmation began after it arrived allows.
+pub(super) type ReadWaiter = oneshot::Sender<Result<(), Fault>>;
+
+/// One group on this node.
+pub(crate) struct Group {
+    id: GroupId,
+    node: NodeId,
+    raft: Raft,
+    log: GroupLog,
+    state: Arc<GroupState>,
+    server: openraft::type_config::alias::WatchReceiverOf<
+        TypeConfig,
+        openraft::metrics::RaftServerMetrics<TypeConfig>,
+    >,
+    proposals: mpsc::Sender<Proposal>,
+    reads: mpsc::Sender<ReadWaiter>,
+    receiving: Arc<Semaphore>,
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+fn overloaded() -> Fault {
+    let fault = Fault::new(FaultKind::Overloaded, "too many requests of this group are waiting");
+    Fault { retry_after_ms: RETRY_AFTER_MS, ..fault }
+}
+
+fn unavailable(why: impl fmt::Display) -> Fault {
+    Fault::new(FaultKind::FaultUnavailable, why.to_string())
+}
+
+/// Queries that read a few rows are answered in place; the others may scan, off the async threads.
+fn is_scan(query: &Query) -> bool {
+    use query::Of;
+    match &query.of {
+        Some(
+            Of::GetObject(_)
+            | Of::GetBucketRow(_)
+            | Of::OwnerOfWrite(_)
+            | Of::GetUpload(_)
+            | Of::GetBucket(_)
+            | Of::GetAccessKey(_)
+            | Of::GetAccount(_),
+        )
+        | None => false,
+        Some(_) => true,
+    }
+}
+
+impl Group {
+    /// Starts the workers of a group; they end with `cancel` and are in `tasks`.
+    #[allow(clippy::too_many_arguments, reason = "every part of a group meets here once")]
+    pub(super) fn start(
+        node: NodeId,
+        zone: ZoneId,
+        raft: Raft,
+        log: GroupLog,
+        state: Arc<GroupState>,
+        clock: Arc<StampClock>,
+        tasks: &TaskTracker,
+        cancel: &CancellationToken,
+    ) -> Arc<Self> {
+        let (proposals, proposed) = mpsc::channel(QUEUE_MAX);
+        let (reads, waiting) = mpsc::channel(QUEUE_MAX);
+        let proposer = Proposer { raft: raft.clone(), node, zone, clock, held: None };
+        tasks.spawn(until(cancel.clone(), proposer.run(proposed)));
+        tasks.spawn(until(cancel.clone(), confirm_reads(raft.clone(), Arc::clone(&state), node, waiting)));
+        let server = raft.server_metrics();
+        let receiving = Arc::new(Semaphore::new(1));
+        Arc::new(Self { id: state.group(), node, raft, log, state, server, proposals, reads, receiving })
+    }
+
+    pub(super) fn id(&self) -> GroupId {
+        self.id
+    }
+    pub(super) fn raft(&self) -> &Raft {
+        &self.raft
+    }
+    pub(super) fn log(&self) -> &GroupLog {
+        &self.log
+    }
+    pub(super) fn state(&self) -> &Arc<GroupState> {
+        &self.state
+    }
+
+    /// The right to receive a snapshot: one at a time.
+    pub(super) fn begin_receiving(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.receiving).try_acquire_owned().ok()
+    }
+
+    pub(super) fn leader(&self) -> Option<NodeId> {
+        self.server.borrow_watched().current_leader.map(NodeId::new)
+    }
+
+    pub(super) fn is_leader(&self) -> bool {
+        let server = self.server.borrow_watched();
+        server.state == ServerState::Leader && server.current_leader == Some(self.node.get())
+    }
+
+    fn check_leader(&self) -> Result<(), Fault> {
+        if self.is_leader() {
+            return Ok(());
+        }
+        // A node that still names itself has lost the lead and does not know the next one.
+        let other = self.leader().filter(|leader| *leader != self.node);
+        Err(Fault::not_leader(other.map_or(0, NodeId::get)))
+    }
+
+    /// Proposes commands, all in one entry, and waits until they are applied here. Dropped or late, they may still be
+    /// applied.
+    pub(super) async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.check_leader()?;
+        let bytes = commands.iter().map(Message::encoded_len).sum();
+        let (reply, outcomes) = oneshot::channel();
+        self.proposals.try_send(Proposal { commands, bytes, reply }).map_err(|_| overloaded())?;
+        match tokio::time::timeout(CALL_DEADLINE, outcomes).await {
+            Ok(Ok(outcomes)) => outcomes,
+            Ok(Err(_)) => Err(unavailable("the group stopped; the outcome is not known")),
+            Err(_) => Err(unavailable("no outcome in time; it is not known")),
+        }
+    }
+
+    /// Answers queries at an index at which this node surely led.
+    pub(super) async fn read(&self, queries: Vec<Query>) -> Result<Vec<Answer>, Fault> {
+        self.check_leader()?;
+        let (reply, confirmed) = oneshot::channel();
+        self.reads.try_send(reply).map_err(|_| overloaded())?;
+        match tokio::time::timeout(CALL_DEADLINE, confirmed).await {
+            Ok(Ok(confirmed)) => confirmed?,
+            Ok(Err(_)) => return Err(unavailable("the group stopped")),
+            Err(_) => return Err(unavailable("leadership was not confirmed in time")),
+        }
+        if !queries.iter().any(is_scan) {
+            return self.state.query(&queries).map_err(unavailable);
+        }
+        let state = Arc::clone(&self.state);
+        let answers = tokio::task::spawn_blocking(move || state.query(&queries)).await;
+        answers.map_err(unavailable)?.map_err(unavailable)
+    }
+}
+
+async fn until(cancel: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = cancel.cancelled() => {}
+    }
+}
+
+struct Proposer {
+    raft: Raft,
+    node: NodeId,
+    zone: ZoneId,
+    clock: Arc<StampClock>,
+    /// A proposal that did not fit the last entry.
+    held: Option<Proposal>,
+}
+
+impl Proposer {
+    async fn run(mut self, mut proposed: mpsc::Receiver<Proposal>) {
+        while let Some(entry) = self.gather(&mut proposed).await {
+            self.commit(entry).await;
+        }
+    }
+
+    /// The proposals of the next entry; waits for the first.
+    async fn gather(&mut self, proposed: &mut mpsc::Receiver<Proposal>) -> Option<Vec<Proposal>> {
+        let first = match self.held.take() {
+            Some(held) => held,
+            None => proposed.recv().await?,
+        };
+        let (mut commands, mut bytes) = (first.commands.len(), first.bytes);
+        let mut entry = vec![first];
+        while let Ok(next) = proposed.try_recv() {
+            if next.reply.is_closed() {
+                continue;
+            }
+            commands += next.commands.len();
+            bytes += next.bytes;
+            if commands > ENTRY_COMMANDS_MAX || bytes > ENTRY_BYTES_MAX {
+                self.held = Some(next);
+                break;
+            }
+            entry.push(next);
+        }
+        Some(entry)
+    }
+
+    async fn commit(&self, entry: Vec<Proposal>) {
+        let mut batch =
+            CommandBatch { commands: Vec::with_capacity(entry.iter().map(|of| of.commands.len()).sum()) };
+        let mut replies = Vec::with_capacity(entry.len());
+        for proposal in entry {
+            replies.push((proposal.commands.len(), proposal.reply));
+            batch.commands.extend(proposal.commands);
+        }
+        for command in &mut batch.commands {
+            command.stamp = self.clock.stamp().get();
+            command.zone = self.zone.get().into();
+        }
+        metrics::counter!("holdfast_meta_commands_total").increment(batch.commands.len() as u64);
+        metrics::counter!("holdfast_meta_entries_total").increment(1);
+        let encoded = Commands(Bytes::from(batch.encode_to_vec()));
+        drop(batch);
+        let written = tokio::time::timeout(ENTRY_DEADLINE, self.raft.client_write(encoded)).await;
+        let mut outcomes = match written {
+            Ok(Ok(written)) => Ok(written.data.0.into_iter()),
+            Ok(Err(error)) => Err(self.write_fault(error)),
+            Err(_) => Err(unavailable("no quorum; the outcome is not known")),
+        };
+        for (count, reply) in replies {
+            let of_one = match &mut outcomes {
+                Ok(outcomes) => Ok(outcomes.by_ref().take(count).collect()),
+                Err(fault) => Err(fault.clone()),
+            };
+            // Who asked may have given up.
+            let _ = reply.send(of_one);
+        }
+    }
+
+    fn write_fault(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Fault {
+        match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+                let other = to.leader_id.filter(|leader| *leader != self.node.get());
+                Fault::not_leader(other.unwrap_or(0))
+            }
+            other => unavailable(other),
+        }
+    }
+}
+
+async fn confirm_reads(
+    raft: Raft,
+    state: Arc<GroupState>,
+    node: NodeId,
+    mut waiting: mpsc::Receiver<ReadWaiter>,
+) {
+    let mut round = Vec::new();
+    while waiting.recv_many(&mut round, QUEUE_MAX).await > 0 {
+        metrics::counter!("holdfast_meta_reads_total").increment(round.len() as u64);
+        metrics::counter!("holdfast_meta_read_rounds_total").increment(1);
+        let confirmed = tokio::time::timeout(CONFIRM_DEADLINE, confirm(&raft, &state, node)).await;
+        let confirmed =
+            confirmed.unwrap_or_else(|_| Err(unavailable("leadership was not confirmed in time")));
+        for waiter in round.drain(..) {
+            // Who asked may have given up.
+            let _ = waiter.send(confirmed.clone());
+        }
+    }
+}
+
+async fn confirm(raft: &Raft, state: &GroupState, node: NodeId) -> Result<(), Fault> {
+    let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(CONFIRM_DEADLINE);
+    let linearizer = raft.get_read_linearizer(option).await.map_err(|error| match error {
+        RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => {
+            let other = to.leader_id.filter(|leader| *leader != node.get());
+            Fault::not_leader(other.unwrap_or(0))
+        }
+        other => unavailable(other),
+    })?;
+    let index = linearizer.read_log_id().index();
+    let mut applied = state.watch_applied();
+    applied
+        .wait_for(|applied| *applied >= index)
+        .await
+        .map(drop)
+        .map_err(|_| unavailable("the group stopped"))
+}

@@ -1,0 +1,540 @@
+//! All Raft groups a node hosts, and everything they share: the log engine and its writer, the store, the connections to
+//! the other nodes, the clock that stamps.
+//!
+//! A group is hosted from the moment its first voter is made here or a leader first reaches it, durably, before anything
+//! of it is acknowledged. Faults that a group cannot live with end the node: [`Groups::failure`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use holdfast_machine::kv::KvError;
+use holdfast_proto::error::Fault;
+use holdfast_proto::hlc::Hlc;
+use holdfast_proto::id::{GroupId, NodeId, RealmId, ZoneId};
+use holdfast_proto::meta::{Answer, Command, Outcome, Query};
+use holdfast_proto::raft::PeerHello;
+use holdfast_proto::raft::raft_server::RaftServer;
+use holdfast_proto::v1::FaultKind;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{InitializeError, RaftError};
+use openraft::{Config, SnapshotPolicy};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::MetaError;
+use super::address::AddressBook;
+use super::clock::StampClock;
+use super::group::Group;
+use super::kv::Store;
+use super::log::{LogEngine, LogWriter};
+use super::log_engine::RaftEngineLog;
+use super::peer::{Identity, Peers};
+use super::raft::Raft;
+use super::service::RaftService;
+use super::state::{Failure, GroupState, StateMachine};
+use super::storage::GroupLog;
+use super::transport::Network;
+use super::upkeep::{self, UpkeepConfig};
+use super::wire::voted_for;
+use crate::env::Env;
+
+const BOOTSTRAP_DEADLINE: Duration = Duration::from_secs(10);
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+/// An entry is at most half a message, and so are this many small ones.
+const APPEND_ENTRIES_MAX: u64 = 1024;
+
+/// Where groups live and how they keep time.
+#[derive(Debug, Clone)]
+pub(crate) struct GroupsConfig {
+    /// Holds the log and the store; nothing else may use it.
+    pub(crate) dir: PathBuf,
+    /// This node.
+    pub(crate) node: NodeId,
+    /// Rises with every new life of the node's directory.
+    pub(crate) incarnation: u64,
+    /// Nodes of another realm are refused.
+    pub(crate) realm: RealmId,
+    /// Stamped on every command.
+    pub(crate) zone: ZoneId,
+    /// Between two signs of life of a leader.
+    pub(crate) heartbeat: Duration,
+    /// A follower that hears nothing for a random time between these asks for votes.
+    pub(crate) election: (Duration, Duration),
+    /// Rows of all groups kept in memory, bytes.
+    pub(crate) cache_bytes: u64,
+    /// Durable commits and purging.
+    pub(crate) upkeep: UpkeepConfig,
+}
+
+impl GroupsConfig {
+    /// With default timing and sizes.
+    pub(crate) fn new(
+        dir: impl Into<PathBuf>,
+        node: NodeId,
+        incarnation: u64,
+        realm: RealmId,
+        zone: ZoneId,
+    ) -> Self {
+        Self {
+            dir: dir.into(),
+            node,
+            incarnation,
+            realm,
+            zone,
+            heartbeat: Duration::from_millis(300),
+            election: (Duration::from_millis(1500), Duration::from_millis(3000)),
+            cache_bytes: 64 << 20,
+            upkeep: UpkeepConfig::default(),
+        }
+    }
+
+    fn raft(&self) -> Result<Config, MetaError> {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (election_timeout_min, election_timeout_max) = (ms(self.election.0), ms(self.election.1));
+        Config {
+            cluster_name: self.realm.to_string(),
+            heartbeat_interval: ms(self.heartbeat),
+            election_timeout_min,
+            election_timeout_max,
+            // A leader without a quorum falls silent, so that its followers elect another; see section 14 of the design.
+            quorum_loss_probe_interval: Some(election_timeout_max.saturating_mul(2)),
+            enable_pre_vote: Some(true),
+            // A restarted leader is elected again: its first entry proves what was committed before it answers a read.
+            enable_leader_restore: Some(false),
+            snapshot_policy: SnapshotPolicy::Never,
+            // Only our own upkeep purges: the library counts entries, not bytes, and knows no durable point.
+            max_in_snapshot_log_to_keep: u64::MAX,
+            max_payload_entries: APPEND_ENTRIES_MAX,
+            install_snapshot_timeout: 600_000,
+            ..Config::default()
+        }
+        .validate()
+        .map_err(|error| MetaError::Config(error.to_string()))
+    }
+}
+
+/// How a group stands on this node.
+#[derive(Debug, Clone)]
+pub(crate) struct GroupStatus {
+    /// The group.
+    pub(crate) group: GroupId,
+    /// Who leads, as this node believes.
+    pub(crate) leader: Option<NodeId>,
+    /// Whether this node does.
+    pub(crate) is_leader: bool,
+    /// Raft's term.
+    pub(crate) term: u64,
+    /// Index of the last entry.
+    pub(crate) last_log: u64,
+    /// Index of the last committed entry known here.
+    pub(crate) committed: u64,
+    /// Index of the last applied entry.
+    pub(crate) applied: u64,
+    /// Index up to which rows survive a power cut.
+    pub(crate) durable: u64,
+    /// Index of the last purged entry.
+    pub(crate) purged: u64,
+    /// Who votes.
+    pub(crate) voters: BTreeSet<NodeId>,
+    /// Who only follows.
+    pub(crate) learners: BTreeSet<NodeId>,
+    /// On the leader: up to which index each other member has the log.
+    pub(crate) matched: BTreeMap<NodeId, u64>,
+}
+
+/// All Raft groups of a node.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    config: GroupsConfig,
+    raft_config: Arc<Config>,
+    env: Env,
+    groups: RwLock<HashMap<GroupId, Arc<Group>>>,
+    /// Held while a group becomes hosted.
+    adding: tokio::sync::Mutex<()>,
+    store: Store,
+    writer: Arc<LogWriter>,
+    peers: Arc<Peers>,
+    clock: Arc<StampClock>,
+    failure: Failure,
+    /// Highest incarnation seen of each node.
+    incarnations: Mutex<HashMap<NodeId, Arc<AtomicU64>>>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl Groups {
+    /// Opens the directory and every group it hosts. `cancel` stops everything at once, without handing over the lead;
+    /// see [`Self::shutdown`].
+    ///
+    /// # Errors
+    /// When the directory cannot be used, or what is in it does not fit together.
+    pub(crate) async fn open(
+        config: GroupsConfig,
+        env: Env,
+        addresses: Arc<AddressBook>,
+        cancel: CancellationToken,
+    ) -> Result<Arc<Self>, MetaError> {
+        let raft_config = Arc::new(config.raft()?);
+        let (dir, cache_bytes) = (config.dir.clone(), config.cache_bytes);
+        let (store, engine) = blocking(move || {
+            std::fs::create_dir_all(&dir)
+                .map_err(|error| MetaError::Directory { dir: dir.clone(), reason: error.to_string() })?;
+            // The store holds the lock of the directory: it comes first.
+            let store = Store::open(&dir.join("state"), cache_bytes)?;
+            let engine: Arc<dyn LogEngine> = Arc::new(RaftEngineLog::open(&dir.join("log"))?);
+            Ok((store, engine))
+        })
+        .await?;
+        let writer = Arc::new(LogWriter::start(engine)?);
+        let identity = Identity { realm: config.realm, node: config.node, incarnation: config.incarnation };
+        let (tasks, cancel) = (TaskTracker::new(), cancel.child_token());
+        let peers = Arc::new(Peers::new(identity, addresses, env.clone(), tasks.clone(), cancel.clone()));
+        let seen =
+            store.incarnations()?.into_iter().map(|(node, seen)| (node, Arc::new(AtomicU64::new(seen))));
+        let hosted = store.hosted()?;
+        let groups = Arc::new(Self {
+            raft_config,
+            clock: Arc::new(StampClock::new(env.clone())),
+            env,
+            groups: RwLock::default(),
+            adding: tokio::sync::Mutex::default(),
+            incarnations: Mutex::new(seen.collect()),
+            store,
+            writer,
+            peers,
+            failure: Failure::new(),
+            tasks,
+            cancel,
+            config,
+        });
+        groups.tasks.spawn(log_failure(Arc::clone(&groups)));
+        for (group, _) in hosted {
+            groups.add(group).await?;
+        }
+        groups.tasks.spawn(upkeep::run(Arc::clone(&groups), groups.config.upkeep));
+        Ok(groups)
+    }
+
+    /// Makes this node the first and only voter of a group that exists nowhere yet, and waits until it leads. A group that
+    /// is hosted and has members stays as it is.
+    ///
+    /// # Errors
+    /// When the log or the store fails, or no leader appears.
+    pub(crate) async fn bootstrap(&self, group: GroupId) -> Result<(), MetaError> {
+        let group = self.add(group).await?;
+        match group.raft().initialize(BTreeSet::from([self.config.node.get()])).await {
+            Ok(()) => {}
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => return Ok(()),
+            Err(error) => return Err(MetaError::Group(group.id(), error.to_string())),
+        }
+        let leads =
+            |metrics: &openraft::RaftMetrics<_>| metrics.current_leader == Some(self.config.node.get());
+        let led = group.raft().wait(Some(BOOTSTRAP_DEADLINE)).metrics(leads, "the first voter leads").await;
+        led.map(drop).map_err(|error| MetaError::Group(group.id(), error.to_string()))
+    }
+
+    /// The groups of this node, in order.
+    pub(crate) fn hosted(&self) -> Vec<GroupId> {
+        let mut hosted: Vec<GroupId> = self.groups.read().keys().copied().collect();
+        hosted.sort_unstable();
+        hosted
+    }
+
+    /// Commits commands of `group`, all in one entry, and answers their outcomes in order once they are applied here.
+    /// Not cancel-safe in effect: a dropped call's commands may still be applied; repeat them with the same request ids.
+    ///
+    /// # Errors
+    /// `NotLeader` with the leader, as far as known; `NotHere`; `Overloaded`; `FaultUnavailable`, when the outcome is not
+    /// known.
+    pub(crate) async fn propose(
+        &self,
+        group: GroupId,
+        commands: Vec<Command>,
+    ) -> Result<Vec<Outcome>, Fault> {
+        self.group(group)?.propose(commands).await
+    }
+
+    /// Answers queries of `group` at one index, no older than anything acknowledged before the call. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::propose`].
+    pub(crate) async fn read(&self, group: GroupId, queries: Vec<Query>) -> Result<Vec<Answer>, Fault> {
+        self.group(group)?.read(queries).await
+    }
+
+    /// Answers a query from what is applied here, which may be old. Blocks for a read of the store.
+    ///
+    /// # Errors
+    /// `NotHere`, or `FaultUnavailable` when the store fails.
+    pub(crate) fn read_local(&self, group: GroupId, query: &Query) -> Result<Answer, Fault> {
+        let unavailable = |why: String| Fault::new(FaultKind::FaultUnavailable, why);
+        let answers = self
+            .group(group)?
+            .state()
+            .query(std::slice::from_ref(query))
+            .map_err(|halt| unavailable(halt.to_string()))?;
+        answers.into_iter().next().ok_or_else(|| unavailable("a query without an answer".into()))
+    }
+
+    /// Who leads `group`, as this node believes.
+    pub(crate) fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.groups.read().get(&group)?.leader()
+    }
+
+    /// Whether this node leads `group`, as it believes.
+    pub(crate) fn is_leader(&self, group: GroupId) -> bool {
+        self.groups.read().get(&group).is_some_and(|group| group.is_leader())
+    }
+
+    /// The index of the last entry of `group` applied here, as it moves.
+    pub(crate) fn applied(&self, group: GroupId) -> Option<watch::Receiver<u64>> {
+        Some(self.groups.read().get(&group)?.state().watch_applied())
+    }
+
+    /// Makes the members of `group` exactly these: adds learners, waits until the new voters have caught up, promotes
+    /// them, removes the rest. On the leader. Steps done stay done when a later one fails; repeat the call.
+    ///
+    /// # Errors
+    /// `NotLeader`, `NotHere`, or `FaultUnavailable` when a step was not committed in time.
+    pub(crate) async fn set_members(
+        &self,
+        group: GroupId,
+        voters: BTreeSet<NodeId>,
+        learners: BTreeSet<NodeId>,
+    ) -> Result<(), Fault> {
+        self.group(group)?.set_members(&voters, &learners).await
+    }
+
+    /// Voters and learners of `group`, as this node knows.
+    pub(crate) fn members(&self, group: GroupId) -> Option<(BTreeSet<NodeId>, BTreeSet<NodeId>)> {
+        let group = self.groups.read().get(&group).cloned()?;
+        Some(group.members())
+    }
+
+    /// Hands the lead of `group` to another voter and waits until it leads.
+    ///
+    /// # Errors
+    /// `NotLeader`, `NotHere`, `Invalid` when `to` is no voter, or `FaultUnavailable` when it did not take over in time.
+    pub(crate) async fn transfer_leader(&self, group: GroupId, to: NodeId) -> Result<(), Fault> {
+        self.group(group)?.transfer_leader(to).await
+    }
+
+    /// How all groups stand, in order.
+    pub(crate) fn status(&self) -> Vec<GroupStatus> {
+        let mut all: Vec<GroupStatus> = self.all().iter().map(|group| status_of(group)).collect();
+        all.sort_unstable_by_key(|status| status.group);
+        all
+    }
+
+    /// The highest stamp applied in any group here; zero before the first.
+    pub(crate) fn hlc(&self) -> Hlc {
+        self.clock.seen()
+    }
+
+    /// What other nodes speak to.
+    pub(crate) fn service(self: &Arc<Self>) -> RaftServer<RaftService> {
+        RaftService::server(Arc::clone(self))
+    }
+
+    /// Set when the node cannot go on: a group halted, or the log or the store failed. The process ends.
+    pub(crate) fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.failure.watch()
+    }
+
+    /// Hands the lead of every group to a voter that is up to date, stops the groups and makes their rows durable.
+    pub(crate) async fn shutdown(&self) {
+        let handed_over = futures::future::join_all(self.all().into_iter().map(|group| async move {
+            if let Some(to) = group.successor()
+                && let Err(fault) = group.transfer_leader(to).await
+            {
+                tracing::warn!(group = %group.id(), %to, %fault, "the lead was not handed over");
+            }
+        }));
+        if tokio::time::timeout(SHUTDOWN_DEADLINE, handed_over).await.is_err() {
+            tracing::warn!("not every group's lead was handed over in time");
+        }
+        self.cancel.cancel();
+        for group in self.all() {
+            if let Err(error) = group.raft().shutdown().await {
+                tracing::warn!(group = %group.id(), %error, "the group did not stop cleanly");
+            }
+        }
+        self.tasks.close();
+        if tokio::time::timeout(SHUTDOWN_DEADLINE, self.tasks.wait()).await.is_err() {
+            tracing::warn!("tasks of the groups did not end in time");
+        }
+        if let Err(error) = self.persist().await {
+            tracing::error!(%error, "rows were not made durable; they will be applied again");
+        }
+        self.groups.write().clear();
+        let writer = Arc::clone(&self.writer);
+        if let Err(error) = tokio::task::spawn_blocking(move || writer.stop()).await {
+            tracing::error!(%error, "the log's writer did not stop cleanly");
+        }
+    }
+
+    pub(super) fn env(&self) -> &Env {
+        &self.env
+    }
+
+    pub(super) fn cancel(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    pub(super) fn engine(&self) -> &Arc<dyn LogEngine> {
+        self.writer.engine()
+    }
+
+    pub(super) fn fail(&self, fault: String) {
+        self.failure.report(fault);
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Group>> {
+        self.groups.read().values().cloned().collect()
+    }
+
+    pub(super) fn group(&self, group: GroupId) -> Result<Arc<Group>, Fault> {
+        let found = self.groups.read().get(&group).cloned();
+        found.ok_or_else(|| Fault::new(FaultKind::NotHere, format!("{group} is not hosted here")))
+    }
+
+    /// The group, hosted from now on when it was not.
+    pub(super) async fn ensure(&self, group: GroupId) -> Result<Arc<Group>, Fault> {
+        if let Ok(group) = self.group(group) {
+            return Ok(group);
+        }
+        self.add(group).await.map_err(|error| Fault::new(FaultKind::FaultUnavailable, error.to_string()))
+    }
+
+    /// Checks who speaks, and answers where the highest incarnation seen of it is kept.
+    pub(super) async fn admit(&self, hello: &PeerHello) -> Result<Arc<AtomicU64>, Fault> {
+        if RealmId::from_wire(&hello.realm) != Ok(self.config.realm) {
+            return Err(Fault::new(FaultKind::Foreign, "this node belongs to another realm"));
+        }
+        if hello.target != self.config.node.get() {
+            let message = format!("this is node {}, not {}", self.config.node, NodeId::new(hello.target));
+            return Err(Fault::new(FaultKind::NotHere, message));
+        }
+        let sender = NodeId::new(hello.sender);
+        let highest = Arc::clone(self.incarnations.lock().entry(sender).or_default());
+        let before = highest.fetch_max(hello.incarnation, Ordering::AcqRel);
+        if before > hello.incarnation {
+            let message =
+                format!("incarnation {before} of node {sender} is known here, not {}", hello.incarnation);
+            return Err(Fault::new(FaultKind::StaleEpoch, message));
+        }
+        if before < hello.incarnation {
+            let (store, incarnation) = (self.store.clone(), hello.incarnation);
+            let saved = blocking(move || Ok(store.saw_incarnation(sender, incarnation)?)).await;
+            saved.map_err(|error| Fault::new(FaultKind::FaultUnavailable, error.to_string()))?;
+        }
+        Ok(highest)
+    }
+
+    /// Makes every group's rows durable.
+    pub(super) async fn persist(&self) -> Result<(), MetaError> {
+        let marks: Vec<_> = self
+            .all()
+            .iter()
+            .map(|group| (Arc::clone(group.state()), group.state().applied_index()))
+            .collect();
+        let store = self.store.clone();
+        blocking(move || Ok(store.persist()?)).await?;
+        for (state, index) in marks {
+            state.persisted(index);
+        }
+        Ok(())
+    }
+
+    async fn add(&self, id: GroupId) -> Result<Arc<Group>, MetaError> {
+        let _adding = self.adding.lock().await;
+        if let Some(group) = self.groups.read().get(&id) {
+            return Ok(Arc::clone(group));
+        }
+        if self.cancel.is_cancelled() {
+            return Err(MetaError::Group(id, "the node is stopping".into()));
+        }
+        let (store, clock, failure) = (self.store.clone(), Arc::clone(&self.clock), self.failure.clone());
+        let writer = Arc::clone(&self.writer);
+        let (state, log) = blocking(move || {
+            let state = GroupState::open(id, store, clock, failure)?;
+            let log = GroupLog::open(id.get(), writer, Some(Arc::clone(state.durable())))?;
+            if log.purged_index() > state.applied_index() {
+                let lost = format!(
+                    "log up to {} is purged, rows are as of {}",
+                    log.purged_index(),
+                    state.applied_index()
+                );
+                return Err(MetaError::Group(id, lost));
+            }
+            Ok((state, log))
+        })
+        .await?;
+        let led = log.vote().is_some_and(|vote| vote.committed && voted_for(&vote) == self.config.node.get());
+        let raft = Raft::new(
+            self.config.node.get(),
+            Arc::clone(&self.raft_config),
+            Network::new(id, Arc::clone(&self.peers)),
+            log.clone(),
+            StateMachine::new(Arc::clone(&state)),
+        )
+        .await
+        .map_err(|error| MetaError::Group(id, error.to_string()))?;
+        if led {
+            // It led before: after a restart of the whole zone nobody else is ahead of it, so it need not wait.
+            raft.trigger().elect(true).await.map_err(|error| MetaError::Group(id, error.to_string()))?;
+        }
+        let clock = Arc::clone(&self.clock);
+        let (node, zone) = (self.config.node, self.config.zone);
+        let group = Group::start(node, zone, raft, log, state, clock, &self.tasks, &self.cancel);
+        self.groups.write().insert(id, Arc::clone(&group));
+        Ok(group)
+    }
+}
+
+fn status_of(group: &Group) -> GroupStatus {
+    let (voters, learners) = group.members();
+    let metrics = group.raft().metrics();
+    let metrics = metrics.borrow_watched();
+    let matched = metrics.replication.iter().flatten();
+    GroupStatus {
+        group: group.id(),
+        leader: metrics.current_leader.map(NodeId::new),
+        is_leader: group.is_leader(),
+        term: metrics.current_term,
+        last_log: metrics.last_log_index.unwrap_or(0),
+        committed: metrics.local_committed.map_or(0, |log_id| log_id.index()),
+        applied: group.state().applied_index(),
+        durable: group.state().durable().load(Ordering::Acquire),
+        purged: metrics.purged.map_or(0, |log_id| log_id.index()),
+        voters,
+        learners,
+        matched: matched
+            .map(|(node, log_id)| (NodeId::new(*node), log_id.as_ref().map_or(0, |log_id| log_id.index())))
+            .collect(),
+    }
+}
+
+async fn log_failure(groups: Arc<Groups>) {
+    let mut failed = groups.writer.failure();
+    tokio::select! {
+        fault = failed.wait_for(Option::is_some) => {
+            if let Ok(Some(fault)) = fault.map(|fault| fault.clone()) {
+                groups.fail(fault);
+            }
+        }
+        () = groups.cancel.cancelled() => {}
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, MetaError> + Send + 'static,
+) -> Result<T, MetaError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(MetaError::Store(KvError(error.to_string()))))
+}

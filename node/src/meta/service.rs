@@ -1,0 +1,262 @@
+//! The gRPC service other nodes speak to. Every stream begins with who speaks: another realm is refused as foreign, an
+//! incarnation lower than one seen before as stale, also when the higher one appears while the stream is open.
+//!
+//! Requests of one stream are taken up in order and answered as they are done, so that appends of one group queue behind
+//! each other's fsync together, and groups do not wait for each other.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use futures::stream::{BoxStream, FuturesUnordered};
+use futures::{StreamExt, stream};
+use holdfast_proto::error::Fault;
+use holdfast_proto::id::GroupId;
+use holdfast_proto::limits::MESSAGE_BYTES_MAX;
+use holdfast_proto::raft::raft_server::{Raft as RaftRpc, RaftServer};
+use holdfast_proto::raft::{
+    AppendRequest, PeerReply, PeerRequest, SnapshotPart, SnapshotReply, TransferReply, TransferRequest,
+    VoteRequest, peer_reply, peer_request, snapshot_part,
+};
+use holdfast_proto::v1::{FaultKind, WireFault};
+use openraft::errors::RaftError;
+use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
+use openraft::storage::Snapshot;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::group::Group;
+use super::groups::Groups;
+use super::raft::{LogId, TypeConfig};
+use super::snapshot;
+use super::state::SnapshotRows;
+use super::wire::{self as convert, WireError};
+
+/// Requests of one stream in work, at most.
+const IN_WORK_MAX: usize = 256;
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The service of one node's groups.
+#[derive(Debug, Clone)]
+pub(crate) struct RaftService {
+    groups: Arc<Groups>,
+}
+
+impl RaftService {
+    pub(super) fn server(groups: Arc<Groups>) -> RaftServer<Self> {
+        RaftServer::new(Self { groups })
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+}
+
+fn malformed(error: WireError) -> Fault {
+    Fault::new(FaultKind::Invalid, error.to_string())
+}
+
+fn stopped(error: impl std::fmt::Display) -> Fault {
+    Fault::new(FaultKind::FaultUnavailable, error.to_string())
+}
+
+fn wire_fault(fault: Fault) -> peer_reply::Message {
+    peer_reply::Message::Fault(WireFault {
+        kind: fault.kind.into(),
+        message: fault.message,
+        leader: fault.leader,
+        retry_after_ms: fault.retry_after_ms,
+    })
+}
+
+type Work = Pin<Box<dyn Future<Output = PeerReply> + Send>>;
+
+struct Exchange {
+    groups: Arc<Groups>,
+    requests: Option<Streaming<PeerRequest>>,
+    in_work: FuturesUnordered<Work>,
+    incarnation: u64,
+    /// The highest incarnation seen of the sender.
+    highest: Arc<AtomicU64>,
+    cancel: CancellationToken,
+}
+
+impl Exchange {
+    async fn next(mut self) -> Option<(Result<PeerReply, Status>, Self)> {
+        loop {
+            let room = self.in_work.len() < IN_WORK_MAX;
+            let requests = &mut self.requests;
+            let request = async {
+                match requests {
+                    Some(requests) if room => requests.message().await,
+                    _ => std::future::pending().await,
+                }
+            };
+            let request = tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return None,
+                Some(reply) = self.in_work.next(), if !self.in_work.is_empty() => return Some((Ok(reply), self)),
+                request = request => request,
+            };
+            match request {
+                Ok(Some(_)) if self.highest.load(Ordering::Acquire) > self.incarnation => {
+                    let fault =
+                        Fault::new(FaultKind::StaleEpoch, "a later incarnation of the sender is known here");
+                    self.requests = None;
+                    return Some((Err(fault.into_status()), self));
+                }
+                Ok(Some(request)) => {
+                    let mut work = take_up(&self.groups, request).await;
+                    // The first poll hands the request to its group: later requests of the stream come after it.
+                    match std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+                        Poll::Ready(reply) => return Some((Ok(reply), self)),
+                        Poll::Pending => self.in_work.push(work),
+                    }
+                }
+                Ok(None) | Err(_) => {
+                    // Nobody is left to answer.
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+async fn take_up(groups: &Groups, request: PeerRequest) -> Work {
+    let id = request.id;
+    let answer = move |message| PeerReply { id, message: Some(message) };
+    let group = match group_of(groups, &request).await {
+        Ok(group) => group,
+        Err(fault) => return Box::pin(std::future::ready(answer(wire_fault(fault)))),
+    };
+    Box::pin(async move {
+        let done = match request.message {
+            Some(peer_request::Message::Append(request)) => append(&group, request).await,
+            Some(peer_request::Message::Vote(request)) => vote(&group, &request, false).await,
+            Some(peer_request::Message::PreVote(request)) => vote(&group, &request, true).await,
+            Some(peer_request::Message::Transfer(request)) => transfer(&group, &request).await,
+            Some(peer_request::Message::Hello(_)) | None => {
+                Err(Fault::new(FaultKind::Invalid, "a request of an unknown kind"))
+            }
+        };
+        answer(done.unwrap_or_else(wire_fault))
+    })
+}
+
+/// The group of a request; a leader's append makes it hosted here.
+async fn group_of(groups: &Groups, request: &PeerRequest) -> Result<Arc<Group>, Fault> {
+    let id = GroupId::from_u64(request.group)
+        .map_err(|error| Fault::new(FaultKind::Invalid, error.to_string()))?;
+    match &request.message {
+        Some(peer_request::Message::Append(_)) => groups.ensure(id).await,
+        _ => groups.group(id),
+    }
+}
+
+async fn append(group: &Group, request: AppendRequest) -> Result<peer_reply::Message, Fault> {
+    let request = convert::append_in(request).map_err(malformed)?;
+    let response = group.raft().append_entries(request).await.map_err(stopped)?;
+    Ok(peer_reply::Message::Append(convert::append_reply_out(&response)))
+}
+
+async fn vote(group: &Group, request: &VoteRequest, pre: bool) -> Result<peer_reply::Message, Fault> {
+    let request = convert::vote_request_in(request).map_err(malformed)?;
+    let response = if pre { group.raft().pre_vote(request).await } else { group.raft().vote(request).await };
+    let response = response.map_err(|error: RaftError<TypeConfig>| stopped(error))?;
+    Ok(peer_reply::Message::Vote(convert::vote_reply_out(&response)))
+}
+
+async fn transfer(group: &Group, request: &TransferRequest) -> Result<peer_reply::Message, Fault> {
+    let from = request.from_leader.as_ref().ok_or(malformed(WireError("a transfer without its leader")))?;
+    let last: Option<LogId> = request.last_log_id.as_ref().map(convert::log_id_in);
+    let request = TransferLeaderRequest::new(convert::vote_in(from), request.to, last);
+    let reply = match group.raft().handle_transfer_leader(request).await.map_err(stopped)? {
+        Ok(()) => TransferReply { accepted: true, ..TransferReply::default() },
+        Err(TransferLeaderError::VoteChanged { actual, .. }) => {
+            TransferReply { vote: Some(convert::vote_out(&actual)), ..TransferReply::default() }
+        }
+        Err(TransferLeaderError::LogNotFlushed { actual, .. }) => TransferReply {
+            last_log_id: actual.as_ref().map(convert::log_id_out),
+            ..TransferReply::default()
+        },
+    };
+    Ok(peer_reply::Message::Transfer(reply))
+}
+
+#[tonic::async_trait]
+impl RaftRpc for RaftService {
+    type ExchangeStream = BoxStream<'static, Result<PeerReply, Status>>;
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<PeerRequest>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let mut requests = request.into_inner();
+        let first = tokio::time::timeout(HELLO_DEADLINE, requests.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello"))??;
+        let Some(peer_request::Message::Hello(hello)) = first.and_then(|request| request.message) else {
+            return Err(Fault::new(FaultKind::Invalid, "a stream that does not begin with a hello").into());
+        };
+        let highest = self.groups.admit(&hello).await?;
+        let exchange = Exchange {
+            groups: Arc::clone(&self.groups),
+            requests: Some(requests),
+            in_work: FuturesUnordered::new(),
+            incarnation: hello.incarnation,
+            highest,
+            cancel: self.groups.cancel().clone(),
+        };
+        Ok(Response::new(stream::unfold(exchange, Exchange::next).boxed()))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<SnapshotPart>>,
+    ) -> Result<Response<SnapshotReply>, Status> {
+        let mut parts = request.into_inner();
+        let first = tokio::time::timeout(HELLO_DEADLINE, parts.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no head"))??;
+        let Some(snapshot_part::Part::Head(head)) = first.and_then(|part| part.part) else {
+            return Err(malformed(WireError("a snapshot that does not begin with its head")).into());
+        };
+        let hello = head.hello.as_ref().ok_or_else(|| malformed(WireError("a head without its hello")))?;
+        self.groups.admit(hello).await?;
+        let vote = head.vote.as_ref().ok_or_else(|| malformed(WireError("a head without its vote")))?;
+        let vote = convert::vote_in(vote);
+        let id = GroupId::from_u64(head.group)
+            .map_err(|error| Fault::new(FaultKind::Invalid, error.to_string()))?;
+        let group = self.groups.ensure(id).await?;
+        let Some(_receiving) = group.begin_receiving() else {
+            return Err(Fault::new(FaultKind::Overloaded, "a snapshot of the group is being received").into());
+        };
+        let invalid = |error: snapshot::SnapshotError| Fault::new(FaultKind::Invalid, error.to_string());
+        let applied = snapshot::applied_of(&head).map_err(invalid)?;
+        tracing::info!(group = %id, index = applied.log_id.map(|id| id.index()), "receiving a snapshot");
+        let meta = openraft::storage::SnapshotMeta {
+            last_log_id: applied.log_id,
+            last_membership: applied.membership.clone(),
+        };
+        let rows = snapshot::receive(group.state(), applied, &mut parts).await.map_err(stopped)?;
+        let SnapshotRows::Received { generation, .. } = &rows else {
+            return Err(Status::internal("a received snapshot is rows that were received"));
+        };
+        let generation = generation.clone();
+        let installed = group.raft().install_full_snapshot(vote, Snapshot { meta, snapshot: rows }).await;
+        let state = Arc::clone(group.state());
+        let discarded =
+            tokio::task::spawn_blocking(move || snapshot::discard_unless_live(&state, generation)).await;
+        match discarded {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(group = %id, %error, "rows of a snapshot that was not needed stay")
+            }
+            Err(error) => return Err(stopped(error).into()),
+        }
+        let response = installed.map_err(stopped)?;
+        metrics::counter!("holdfast_meta_snapshots_installed_total").increment(1);
+        Ok(Response::new(SnapshotReply { vote: Some(convert::vote_out(&response.vote)) }))
+    }
+}

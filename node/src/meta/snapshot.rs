@@ -1,0 +1,266 @@
+//! Snapshots between nodes: the rows of one read view in key order, in parts, with a digest over the whole stream.
+//!
+//! The receiver fills a generation that nothing names while the rows arrive, and hands it to the state machine only when
+//! the tail agrees on the number of rows and the digest. A stream that breaks leaves a nameless generation, which the
+//! next attempt or the next start removes. An interrupted snapshot starts over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_machine::kv::{KvError, KvRead};
+use holdfast_proto::hlc::Hlc;
+use holdfast_proto::id::GroupId;
+use holdfast_proto::raft as wire;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::kv::{Generation, View};
+use super::peer::Peer;
+use super::raft::Vote;
+use super::state::{Applied, GroupState, MACHINE_ROWS, ROWS_END, SnapshotRows};
+use super::wire as convert;
+
+/// Rows in one part, bytes, nearly.
+const PART_BYTES: usize = 256 << 10;
+/// Parts queued between the store and the network.
+const PARTS_QUEUED: usize = 4;
+/// A transfer that moved nothing for this long is given up.
+const STALL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Why a snapshot was not sent or not taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SnapshotError {
+    #[error("a snapshot that was received cannot be sent")]
+    NotAView,
+    #[error("nothing moved for {STALL_DEADLINE:?}")]
+    Stalled,
+    #[error("the peer: {0}")]
+    Peer(String),
+    #[error(transparent)]
+    Store(#[from] KvError),
+    #[error("malformed snapshot: {0}")]
+    Malformed(&'static str),
+}
+
+/// The digest and count of the rows of a snapshot.
+#[derive(Default)]
+struct RowSum {
+    rows: u64,
+    hasher: blake3::Hasher,
+}
+
+impl RowSum {
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        // A row is at most a message long, which is far below 4 GiB.
+        self.hasher.update(&(key.len() as u32).to_le_bytes());
+        self.hasher.update(&(value.len() as u32).to_le_bytes());
+        self.hasher.update(key);
+        self.hasher.update(value);
+        self.rows += 1;
+    }
+
+    fn tail(&self) -> wire::SnapshotTail {
+        let digest = self.hasher.finalize();
+        wire::SnapshotTail { rows: self.rows, blake3: Bytes::copy_from_slice(digest.as_bytes()) }
+    }
+}
+
+fn part(part: wire::snapshot_part::Part) -> wire::SnapshotPart {
+    wire::SnapshotPart { part: Some(part) }
+}
+
+/// Sends a snapshot and answers the vote of the peer, which tells whether it still follows. Cancel-safe: a dropped call
+/// breaks the stream, and the peer forgets what came.
+///
+/// # Errors
+/// When the peer cannot be reached, refuses, or nothing moves.
+pub(super) async fn send(
+    peer: &Peer,
+    group: GroupId,
+    vote: &Vote,
+    snapshot: SnapshotRows,
+) -> Result<Vote, SnapshotError> {
+    let SnapshotRows::View { view, applied } = snapshot else { return Err(SnapshotError::NotAView) };
+    let mut client = peer.client().await.map_err(|error| SnapshotError::Peer(error.to_string()))?;
+    let mut id = [0; 16];
+    peer.env().fill_random(&mut id);
+    let head = wire::SnapshotHead {
+        hello: Some(peer.identity().hello(peer.node())),
+        group: group.get(),
+        vote: Some(convert::vote_out(vote)),
+        last_log_id: applied.log_id.as_ref().map(convert::log_id_out),
+        membership: Some(convert::stored_membership_out(&applied.membership)),
+        hlc: applied.hlc.get(),
+        snapshot: Bytes::copy_from_slice(&id),
+    };
+    tracing::info!(%group, to = %peer.node(), index = applied.log_id.map(|id| id.index()), "sending a snapshot");
+    let (parts, outbound) = mpsc::channel(PARTS_QUEUED);
+    let moved = Arc::new(AtomicU64::new(0));
+    let reading = {
+        let moved = Arc::clone(&moved);
+        tokio::task::spawn_blocking(move || read_parts(&view, head, &parts, &moved))
+    };
+    let mut call = std::pin::pin!(client.install_snapshot(ReceiverStream::new(outbound)));
+    let mut last = 0;
+    let answer = loop {
+        tokio::select! {
+            answer = &mut call => break answer,
+            () = tokio::time::sleep(STALL_DEADLINE) => {
+                let now = moved.load(Ordering::Relaxed);
+                if now == last {
+                    return Err(SnapshotError::Stalled);
+                }
+                last = now;
+            }
+        }
+    };
+    let reply = answer.map_err(|status| SnapshotError::Peer(status.to_string()))?.into_inner();
+    // The peer answered for a whole stream, or refused early: either way the reader has nothing left to say but a fault.
+    if let Ok(Err(error)) = reading.await {
+        return Err(error.into());
+    }
+    metrics::counter!("holdfast_meta_snapshots_sent_total").increment(1);
+    reply.vote.as_ref().map(convert::vote_in).ok_or(SnapshotError::Malformed("a reply without a vote"))
+}
+
+/// Blocks on the store and on the queue; ends early, without a tail, when the receiver of `parts` is gone.
+fn read_parts(
+    view: &View,
+    head: wire::SnapshotHead,
+    parts: &mpsc::Sender<wire::SnapshotPart>,
+    moved: &AtomicU64,
+) -> Result<(), KvError> {
+    let queue = |part: wire::SnapshotPart| {
+        moved.fetch_add(1, Ordering::Relaxed);
+        parts.blocking_send(part).is_ok()
+    };
+    if !queue(part(wire::snapshot_part::Part::Head(head))) {
+        return Ok(());
+    }
+    let mut sum = RowSum::default();
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    for row in view.scan(MACHINE_ROWS, ROWS_END) {
+        let (key, value) = row?;
+        sum.add(&key, &value);
+        bytes += key.len() + value.len();
+        rows.push(wire::SnapshotRow { key, value });
+        if bytes >= PART_BYTES {
+            let full = wire::SnapshotRows { rows: std::mem::take(&mut rows) };
+            bytes = 0;
+            if !queue(part(wire::snapshot_part::Part::Rows(full))) {
+                return Ok(());
+            }
+        }
+    }
+    if rows.is_empty() || queue(part(wire::snapshot_part::Part::Rows(wire::SnapshotRows { rows }))) {
+        queue(part(wire::snapshot_part::Part::Tail(sum.tail())));
+    }
+    Ok(())
+}
+
+/// What a snapshot's head says is applied.
+///
+/// # Errors
+/// When a field is missing or malformed.
+pub(super) fn applied_of(head: &wire::SnapshotHead) -> Result<Applied, SnapshotError> {
+    let membership = head.membership.as_ref().ok_or(SnapshotError::Malformed("a head without membership"))?;
+    Ok(Applied {
+        log_id: head.last_log_id.as_ref().map(convert::log_id_in),
+        membership: convert::stored_membership_in(membership)
+            .map_err(|_| SnapshotError::Malformed("a head with a malformed membership"))?,
+        hlc: Hlc::from_u64(head.hlc),
+    })
+}
+
+/// Takes the parts after the head into a new generation. The generation is durable and complete, but not live, when this
+/// returns.
+///
+/// # Errors
+/// When the stream stalls or ends early, the rows are out of order or do not add up, or the store fails.
+pub(super) async fn receive(
+    state: &Arc<GroupState>,
+    applied: Applied,
+    parts: &mut tonic::Streaming<wire::SnapshotPart>,
+) -> Result<SnapshotRows, SnapshotError> {
+    let (queue, arrived) = mpsc::channel(PARTS_QUEUED);
+    let filling = {
+        let state = Arc::clone(state);
+        let own = applied.rows();
+        tokio::task::spawn_blocking(move || fill(&state, own, arrived))
+    };
+    let fed = feed(parts, queue).await;
+    let filled = filling.await.map_err(|error| SnapshotError::Store(KvError(error.to_string())))?;
+    // A stream that broke also broke the filling: its own fault says more.
+    fed?;
+    Ok(SnapshotRows::Received { generation: filled?, applied })
+}
+
+async fn feed(
+    parts: &mut tonic::Streaming<wire::SnapshotPart>,
+    queue: mpsc::Sender<wire::snapshot_part::Part>,
+) -> Result<(), SnapshotError> {
+    loop {
+        let next = tokio::time::timeout(STALL_DEADLINE, parts.message())
+            .await
+            .map_err(|_| SnapshotError::Stalled)?;
+        let next = next.map_err(|status| SnapshotError::Peer(status.to_string()))?;
+        let Some(next) = next else {
+            return Err(SnapshotError::Malformed("the stream ended without its tail"));
+        };
+        let next = next.part.ok_or(SnapshotError::Malformed("a part of an unknown kind"))?;
+        let last = matches!(next, wire::snapshot_part::Part::Tail(_));
+        if queue.send(next).await.is_err() || last {
+            return Ok(());
+        }
+    }
+}
+
+fn fill(
+    state: &GroupState,
+    own: [(Bytes, Bytes); 2],
+    mut arrived: mpsc::Receiver<wire::snapshot_part::Part>,
+) -> Result<Generation, KvError> {
+    let generation = state.store().new_generation(state.group(), state.generation() + 1)?;
+    let mut sum = RowSum::default();
+    let mut part = Vec::new().into_iter();
+    let mut ended = false;
+    let received = std::iter::from_fn(|| {
+        loop {
+            if ended {
+                return None;
+            }
+            if let Some(wire::SnapshotRow { key, value }) = part.next() {
+                sum.add(&key, &value);
+                return Some(Ok((key, value)));
+            }
+            match arrived.blocking_recv() {
+                Some(wire::snapshot_part::Part::Rows(rows)) => part = rows.rows.into_iter(),
+                Some(wire::snapshot_part::Part::Tail(tail)) if tail == sum.tail() => ended = true,
+                Some(wire::snapshot_part::Part::Tail(_)) => {
+                    ended = true;
+                    return Some(Err(KvError("a snapshot's rows do not match its digest".into())));
+                }
+                Some(wire::snapshot_part::Part::Head(_)) | None => {
+                    ended = true;
+                    return Some(Err(KvError("a snapshot ended without its tail".into())));
+                }
+            }
+        }
+    });
+    let filled = generation.ingest(own.into_iter().map(Ok).chain(received));
+    if let Err(error) = filled {
+        state.store().remove(generation)?;
+        return Err(error);
+    }
+    Ok(generation)
+}
+
+/// Removes what was received and then not installed, because the group had moved on meanwhile.
+///
+/// # Errors
+/// When the store fails.
+pub(super) fn discard_unless_live(state: &GroupState, generation: Generation) -> Result<(), KvError> {
+    if state.generation() == generation.number { Ok(()) } else { state.store().remove(generation) }
+}

@@ -1,0 +1,107 @@
+//! What keeps a node's groups bounded: durable commits of their rows, purging of their logs behind those, and freeing of
+//! the log engine's files. One worker for all groups.
+//!
+//! The order is what a restart relies on: rows become durable first; only log that lies [`UpkeepConfig::retain_bytes`]
+//! behind the durable point goes, and only after the library has been told of a snapshot that covers it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+
+use super::group::Group;
+use super::groups::Groups;
+
+const BEAT: Duration = Duration::from_secs(1);
+/// Between two looks for log files that can go.
+const RECLAIM_INTERVAL: Duration = Duration::from_secs(30);
+
+/// When rows are made durable and how much log is kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UpkeepConfig {
+    /// Log applied between two durable commits, bytes over all groups.
+    pub(crate) persist_bytes: u64,
+    /// Time between two durable commits while anything is applied.
+    pub(crate) persist_interval: Duration,
+    /// Log kept behind the last durable commit, bytes of each group.
+    pub(crate) retain_bytes: u64,
+}
+
+impl Default for UpkeepConfig {
+    fn default() -> Self {
+        Self { persist_bytes: 64 << 20, persist_interval: Duration::from_secs(10), retain_bytes: 64 << 20 }
+    }
+}
+
+/// When things were last done, on the monotonic clock, and at how many bytes of log.
+#[derive(Debug, Default)]
+struct Last {
+    persisted: Duration,
+    persisted_bytes: u64,
+    reclaimed: Duration,
+}
+
+pub(super) async fn run(groups: Arc<Groups>, config: UpkeepConfig) {
+    let now = groups.env().monotonic();
+    let mut last = Last { persisted: now, persisted_bytes: 0, reclaimed: now };
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = beat.tick() => {}
+            () = groups.cancel().cancelled() => return,
+        }
+        step(&groups, config, &mut last).await;
+    }
+}
+
+async fn step(groups: &Arc<Groups>, config: UpkeepConfig, last: &mut Last) {
+    let all = groups.all();
+    for group in &all {
+        let stopped = group.raft().metrics().borrow_watched().running_state.clone().err();
+        if let Some(error) = stopped
+            && !groups.cancel().is_cancelled()
+        {
+            groups.fail(format!("{} stopped: {error}", group.id()));
+        }
+    }
+    let now = groups.env().monotonic();
+    let written: u64 = all.iter().map(|group| group.log().written()).sum();
+    let dirty = all.iter().any(|group| group.state().applied_index() > durable(group));
+    let due = now >= last.persisted + config.persist_interval
+        || written.saturating_sub(last.persisted_bytes) >= config.persist_bytes;
+    if dirty && due {
+        last.persisted = now;
+        last.persisted_bytes = written;
+        if let Err(error) = groups.persist().await {
+            groups.fail(error.to_string());
+        }
+    }
+    for group in &all {
+        purge(group, config.retain_bytes).await;
+    }
+    if now >= last.reclaimed + RECLAIM_INTERVAL {
+        last.reclaimed = now;
+        let engine = Arc::clone(groups.engine());
+        match tokio::task::spawn_blocking(move || engine.reclaim()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => groups.fail(error.to_string()),
+            Err(error) => groups.fail(error.to_string()),
+        }
+    }
+}
+
+fn durable(group: &Group) -> u64 {
+    group.state().durable().load(Ordering::Acquire)
+}
+
+/// Purges what lies far enough behind the durable point. The library purges only what a snapshot it knows covers, so it
+/// is asked to make one first (a view and a persist), and purges on a later beat.
+async fn purge(group: &Group, retain_bytes: u64) {
+    let Some(target) = group.log().purgeable(durable(group), retain_bytes) else { return };
+    let covered = group.raft().metrics().borrow_watched().snapshot.map_or(0, |log_id| log_id.index());
+    let trigger = group.raft().trigger();
+    // A group that is stopping is not an error here: what stopped it was reported.
+    let _ = if covered < target { trigger.snapshot().await } else { trigger.purge_log(target).await };
+}
