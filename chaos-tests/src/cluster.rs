@@ -138,8 +138,7 @@ impl Zone {
 
     /// The nodes of a role, in the order of their ids.
     pub fn nodes(&self, role: &str) -> Vec<Node> {
-        let mut nodes: Vec<Node> =
-            self.zone().nodes.iter().filter(|node| node.is(role)).cloned().collect();
+        let mut nodes: Vec<Node> = self.zone().nodes.iter().filter(|node| node.is(role)).cloned().collect();
         nodes.sort_by_key(|node| node.id);
         nodes
     }

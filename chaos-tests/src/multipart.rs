@@ -56,7 +56,8 @@ impl Upload {
 
     /// Completes with more elements in each part, such as checksums, given as XML.
     pub fn complete_with(&self, parts: impl IntoIterator<Item = (u32, String, String)>) -> Call {
-        let mut body = String::from("<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
+        let mut body =
+            String::from("<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
         for (number, etag, more) in parts {
             body.push_str(&format!(
                 "<Part><PartNumber>{number}</PartNumber><ETag>{}</ETag>{more}</Part>",

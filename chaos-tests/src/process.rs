@@ -39,7 +39,8 @@ impl Group {
     pub fn new() -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("holdfast-test-").tempdir()?.keep();
         // Leads the group, so that its id stays valid while the nodes come and go.
-        let anchor = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0).spawn()?;
+        let anchor =
+            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0).spawn()?;
         let removed = if std::env::var_os("HOLDFAST_KEEP").is_some() { Path::new("") } else { &dir };
         let watchdog = Command::new("sh")
             .args(["-c", WATCHDOG])

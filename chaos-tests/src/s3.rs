@@ -293,8 +293,7 @@ impl Call {
             query.push((name.to_owned(), value));
         }
         let query = sigv4::canonical_query(&query);
-        let request =
-            sigv4::canonical_request(self.method, &self.path, &query, &headers, "UNSIGNED-PAYLOAD");
+        let request = sigv4::canonical_request(self.method, &self.path, &query, &headers, "UNSIGNED-PAYLOAD");
         let signature = signer.sign(&request);
         let signature = if self.sign == Sign::WrongHeader { one_digit_off(&signature) } else { signature };
         format!("{}?{query}&X-Amz-Signature={signature}", self.path)
@@ -303,8 +302,7 @@ impl Call {
     /// Path with query, all headers, and the body as it goes out.
     fn finish(&self) -> (String, Vec<(String, String)>, Bytes) {
         let query = sigv4::canonical_query(&self.query);
-        let target =
-            if query.is_empty() { self.path.clone() } else { format!("{}?{query}", self.path) };
+        let target = if query.is_empty() { self.path.clone() } else { format!("{}?{query}", self.path) };
         let mut headers = self.headers.clone();
         headers.push(("host".into(), self.s3.inner.host.clone()));
         if self.sign == Sign::Anonymous {

@@ -96,7 +96,10 @@ impl Signer {
     /// Signs the trailers of an aws-chunked body, given as `name:value\n` lines.
     pub fn sign_trailer(&self, previous: &str, lines: &str) -> String {
         let hash = sha256_hex(lines.as_bytes());
-        self.sign_text(&format!("AWS4-HMAC-SHA256-TRAILER\n{}\n{}\n{previous}\n{hash}", self.date, self.scope))
+        self.sign_text(&format!(
+            "AWS4-HMAC-SHA256-TRAILER\n{}\n{}\n{previous}\n{hash}",
+            self.date, self.scope
+        ))
     }
 
     fn sign_text(&self, text: &str) -> String {

@@ -114,7 +114,8 @@ impl Sync {
         let listed = self.attempt("listing", async || self.s3.keys(&self.bucket, 1000).await).await?;
         if listed != expected {
             let seen: BTreeMap<&str, ()> = listed.iter().map(|key| (key.as_str(), ())).collect();
-            let missing: Vec<&&str> = expected.iter().filter(|key| !seen.contains_key(**key)).take(5).collect();
+            let missing: Vec<&&str> =
+                expected.iter().filter(|key| !seen.contains_key(**key)).take(5).collect();
             bail!("{} keys listed, {} expected; missing: {missing:?}", listed.len(), expected.len());
         }
 

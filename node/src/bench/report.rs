@@ -214,7 +214,7 @@ impl fmt::Display for Phase {
             self.p99_ms,
             self.errors,
             or_dash(servers.and_then(|cost| cost.cpu_s_per_gib), 2),
-            or_dash(servers.map(|cost| cost.cpu_s_per_1000_ops), 2),
+            or_dash(servers.map(|cost| cost.cpu_s_per_1000_ops), 3),
             or_dash(servers.map(|cost| (cost.rss_bytes >> 20) as f64), 0),
             or_dash(servers.and_then(|cost| cost.written_per_object_byte), 2),
             self.generator_cpu_s,
