@@ -11,13 +11,16 @@ use holdfast_proto::id::{AccountId, GroupId};
 use holdfast_proto::limits::SLOTS_DEFAULT;
 use holdfast_proto::meta::{
     AccessKey, Account, Bucket, BucketState, BucketsPage, Command, CountBucket, CreateBucket, DropBucket,
-    DropBucketRow, GetAccessKey, GetAccount, GetBucket, ListBuckets, ListUploads, Outcome, PutBucketRow,
-    Refusal, SetBucketState, answer, command, outcome, query,
+    DropBucketRow, GetAccessKey, GetAccount, GetBucket, ListBuckets, Outcome, PutBucketRow, Refusal,
+    SetBucketState, answer, command, outcome, query,
 };
 
 use crate::cluster::{Cluster, random_bytes};
 use crate::error::Error;
 use crate::object::{accept, unexpected, unexpected_answer};
+
+/// Proposals that free the uploads of one dropped bucket.
+const DROP_ROUNDS_MAX: u32 = 1000;
 
 impl Cluster {
     /// A bucket by name: from the cache while the watch says that nothing changed, else asked for.
@@ -67,7 +70,7 @@ impl Cluster {
         Ok(active)
     }
 
-    /// Deletes a bucket that holds no version and no marker; uploads in progress are aborted.
+    /// Deletes a bucket that holds no version and no marker; uploads in progress go with it.
     ///
     /// # Errors
     /// [`Error::Refused`] with `BucketNotEmpty`: it is as it was; [`Error::Unavailable`]: it may be gone, or refuse
@@ -114,53 +117,46 @@ impl Cluster {
     async fn finish_deleting(&self, deleting: &Bucket) -> Result<(), Error> {
         self.push_rows(deleting).await?;
         if !self.is_empty(deleting).await? {
-            let active =
-                self.set_state(deleting, BucketState::BucketDeleting, BucketState::BucketActive).await?;
-            self.push_rows(&active).await?;
-            return Err(Error::refused(Refusal::BucketNotEmpty, "the bucket holds versions or markers"));
+            return self.restore(deleting).await;
         }
         let drop_row = DropBucketRow { bucket: deleting.id.clone(), generation: deleting.generation };
-        self.in_every_partition(deleting, command::Op::DropBucketRow(drop_row)).await?;
+        for round in 1.. {
+            match self.in_every_partition(deleting, command::Op::DropBucketRow(drop_row.clone()), &[]).await {
+                Ok(()) => break,
+                // Each round frees many uploads and their parts.
+                Err(Error::Refused { refusal: Refusal::BucketBusy, .. }) if round < DROP_ROUNDS_MAX => {}
+                Err(Error::Refused { refusal: Refusal::BucketNotEmpty, .. }) => {
+                    return self.restore(deleting).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let drop = DropBucket { bucket: deleting.id.clone(), generation: deleting.generation };
-        self.realm_bucket(command::Op::DropBucket(drop)).await.map(|_| ())
+        match self.realm_bucket(command::Op::DropBucket(drop)).await {
+            // Somebody else settled it.
+            Ok(_) | Err(Error::Refused { refusal: Refusal::NoSuchBucket, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Counts in all partitions; uploads in progress are aborted, not counted.
+    async fn restore(&self, deleting: &Bucket) -> Result<(), Error> {
+        let active = self.set_state(deleting, BucketState::BucketDeleting, BucketState::BucketActive).await?;
+        self.push_rows(&active).await?;
+        Err(Error::refused(Refusal::BucketNotEmpty, "the bucket holds versions or markers"))
+    }
+
+    /// Whether no partition holds a version or a marker.
     async fn is_empty(&self, bucket: &Bucket) -> Result<bool, Error> {
-        let mut uploads = 0;
-        for (group, _) in self.map().partitions_of_bucket(bucket)? {
-            let of = query::Of::CountBucket(CountBucket { bucket: bucket.id.clone() });
-            match self.query_ok(group, of).await? {
-                answer::Ok::Counters(count) => {
-                    if count.versions > 0 || count.markers > 0 || count.objects > 0 {
-                        return Ok(false);
-                    }
-                    uploads += count.uploads;
-                }
-                other => return Err(unexpected_answer(&other)),
+        let counts = self.map().partitions_of_bucket(bucket)?.into_iter().map(|(group, _)| async move {
+            match self
+                .query_ok(group, query::Of::CountBucket(CountBucket { bucket: bucket.id.clone() }))
+                .await?
+            {
+                answer::Ok::Counters(count) => Ok(count.versions + count.markers + count.objects),
+                other => Err(unexpected_answer(&other)),
             }
-        }
-        if uploads > 0 {
-            self.abort_all_uploads(bucket).await?;
-        }
-        Ok(true)
-    }
-
-    async fn abort_all_uploads(&self, bucket: &Bucket) -> Result<(), Error> {
-        loop {
-            let page = self.list_uploads(bucket, ListUploads { limit: 1000, ..Default::default() }).await?;
-            for row in &page.uploads {
-                let upload = holdfast_proto::id::UploadId::from_wire(&row.upload)
-                    .map_err(|bad| Error::internal(bad.to_string()))?;
-                match self.abort_upload(bucket, &row.key, upload).await {
-                    Ok(()) | Err(Error::Refused { refusal: Refusal::NoSuchUpload, .. }) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            if !page.more || page.uploads.is_empty() {
-                return Ok(());
-            }
-        }
+        });
+        Ok(futures::future::try_join_all(counts).await?.into_iter().all(|count| count == 0))
     }
 
     async fn set_state(&self, bucket: &Bucket, from: BucketState, to: BucketState) -> Result<Bucket, Error> {
@@ -184,16 +180,21 @@ impl Cluster {
         }
     }
 
-    /// Writes the bucket's row to every partition that owns a slot of it. A partition that has a newer one keeps that.
+    /// Writes the bucket's row to every partition that owns a slot of it. A partition that has a newer
+    /// one, or has dropped the bucket, keeps to that.
     pub(crate) async fn push_rows(&self, bucket: &Bucket) -> Result<(), Error> {
-        self.in_every_partition(
-            bucket,
-            command::Op::PutBucketRow(PutBucketRow { bucket: Some(bucket.clone()) }),
-        )
-        .await
+        let put = PutBucketRow { bucket: Some(bucket.clone()) };
+        let kept = [Refusal::StaleBucket, Refusal::NoSuchBucket];
+        self.in_every_partition(bucket, command::Op::PutBucketRow(put), &kept).await
     }
 
-    async fn in_every_partition(&self, bucket: &Bucket, op: command::Op) -> Result<(), Error> {
+    /// Proposes to every partition that owns a slot; refusals in `fine` are.
+    async fn in_every_partition(
+        &self,
+        bucket: &Bucket,
+        op: command::Op,
+        fine: &[Refusal],
+    ) -> Result<(), Error> {
         let partitions = self.map().partitions_of_bucket(bucket)?;
         let calls = partitions.into_iter().map(|(group, _)| {
             let command = self.command(op.clone());
@@ -201,17 +202,16 @@ impl Cluster {
                 let outcomes = self.propose(group, vec![command]).await?;
                 match outcomes.into_iter().next().map(accept) {
                     Some(Ok(_)) => Ok(()),
-                    // Newer there, or already dropped.
-                    Some(Err(Error::Refused {
-                        refusal: Refusal::StaleGeneration | Refusal::StaleBucket | Refusal::NoSuchBucket,
-                        ..
-                    })) => Ok(()),
+                    Some(Err(error)) if error.refusal().is_some_and(|refusal| fine.contains(&refusal)) => {
+                        Ok(())
+                    }
                     Some(Err(error)) => Err(error),
                     None => Err(Error::internal("no outcome")),
                 }
             }
         });
-        futures::future::try_join_all(calls).await.map(|_| ())
+        // All are waited for: one that refuses does not leave another half asked.
+        futures::future::join_all(calls).await.into_iter().collect()
     }
 
     /// Proposes to a partition; when its copy of the bucket is older than the realm's (whoever pushed it died), pushes
@@ -235,22 +235,13 @@ impl Cluster {
             return Ok(outcomes);
         }
         self.push_rows(&newest).await?;
-        let (places, commands): (Vec<usize>, Vec<Command>) = again
-            .into_iter()
-            .enumerate()
-            .filter(|(at, _)| stale(&outcomes[*at]))
-            // A refusal is remembered under its request id.
-            .map(|(at, command)| (at, Command { request: self.command_id(), ..command }))
-            .unzip();
+        let (places, commands): (Vec<usize>, Vec<Command>) =
+            again.into_iter().enumerate().filter(|(at, _)| stale(&outcomes[*at])).unzip();
         let mut outcomes = outcomes;
         for (place, outcome) in places.into_iter().zip(self.propose(group, commands).await?) {
             outcomes[place] = outcome;
         }
         Ok(outcomes)
-    }
-
-    fn command_id(&self) -> bytes::Bytes {
-        bytes::Bytes::copy_from_slice(&random_bytes())
     }
 
     /// A page of buckets in name order: those of `owner`, or all.

@@ -8,6 +8,7 @@ use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, RealmId, ZoneId};
 use holdfast_proto::meta::{Answer, Command, Outcome, Query, command, query};
 use rand::RngCore;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,9 +16,14 @@ use tokio_util::task::TaskTracker;
 use crate::cache::RealmCache;
 use crate::channel::Channels;
 use crate::error::Error;
+use crate::health::Health;
 use crate::map::Map;
 use crate::route::{Lanes, Proposals, Reads, attempt_until};
+use crate::verify::BadShards;
 use crate::view::View;
+
+/// Stripes left behind with shards under way, over all writes: at most 4 MiB each.
+const STRAGGLERS_MAX: usize = 16;
 
 /// How a client finds its zone and how long it waits.
 #[derive(Debug, Clone)]
@@ -73,6 +79,14 @@ pub(crate) struct Inner {
     pub(crate) proposals: Lanes<Proposals>,
     pub(crate) reads: Lanes<Reads>,
     pub(crate) cache: RealmCache,
+    pub(crate) health: Health,
+    pub(crate) bad_shards: BadShards,
+    /// KiB of stripes in flight beyond the first of each body.
+    pub(crate) write_ahead: Arc<Semaphore>,
+    /// KiB of bodies read ahead beyond the current stripe of each.
+    pub(crate) read_ahead: Arc<Semaphore>,
+    /// Stripes whose last shards go on after their write was committed.
+    pub(crate) stragglers: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
     /// The map of before the first one came: never seen by callers, since `connect` waits.
@@ -97,6 +111,11 @@ impl Cluster {
             proposals: Lanes::default(),
             reads: Lanes::default(),
             cache: RealmCache::default(),
+            health: Health::default(),
+            bad_shards: BadShards::default(),
+            write_ahead: Arc::new(Semaphore::new(config.write_ahead_bytes >> 10)),
+            read_ahead: Arc::new(Semaphore::new(config.read_ahead_bytes >> 10)),
+            stragglers: Arc::new(Semaphore::new(STRAGGLERS_MAX)),
             tasks: TaskTracker::new(),
             empty_map: Arc::new(Map::parse(holdfast_proto::meta::ClusterMap {
                 realm: RealmId::default().to_wire(),

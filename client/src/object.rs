@@ -35,7 +35,7 @@ impl Cluster {
             bucket: bucket.id.clone(),
             key: Bytes::copy_from_slice(key),
             version: Some(version),
-            conditions: Some(conditions),
+            conditions: Some(knowing(bucket, Some(conditions))),
             missed,
         });
         committed(self.commit(bucket, key, op).await?)
@@ -60,6 +60,7 @@ impl Cluster {
     /// [`Error::Refused`] when a condition fails; [`Error::Unavailable`].
     pub async fn delete_object(&self, bucket: &Bucket, mut request: DeleteObject) -> Result<Deleted, Error> {
         request.bucket = bucket.id.clone();
+        request.conditions = Some(knowing(bucket, request.conditions));
         let key = request.key.clone();
         deleted(self.commit(bucket, &key, command::Op::DeleteObject(request)).await?)
     }
@@ -76,6 +77,7 @@ impl Cluster {
         let mut results: Vec<Option<Result<Deleted, Error>>> = Vec::with_capacity(requests.len());
         for (at, mut request) in requests.into_iter().enumerate() {
             request.bucket = bucket.id.clone();
+            request.conditions = Some(knowing(bucket, request.conditions));
             match map.partition_of_key(bucket, &request.key) {
                 Ok(group) => {
                     let command = self.command(command::Op::DeleteObject(request));
@@ -205,6 +207,7 @@ impl Cluster {
         mut request: CompleteUpload,
     ) -> Result<Committed, Error> {
         request.bucket = bucket.id.clone();
+        request.conditions = Some(knowing(bucket, request.conditions));
         let key = request.key.clone();
         committed(self.commit(bucket, &key, command::Op::CompleteUpload(request)).await?)
     }
@@ -257,6 +260,11 @@ impl Cluster {
             (refusal, _) => Err(Error::refused(refusal, answer.detail)),
         }
     }
+}
+
+/// Conditions that also refuse a partition whose copy of the bucket is older than ours.
+fn knowing(bucket: &Bucket, conditions: Option<Preconditions>) -> Preconditions {
+    Preconditions { bucket_generation: bucket.generation, ..conditions.unwrap_or_default() }
 }
 
 /// The result of an outcome; a refusal is an error.

@@ -1,0 +1,121 @@
+//! Calls to targets: one shard each, with a deadline. What a call teaches about the target's health is noted here.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_proto::data::shards_client::ShardsClient;
+use holdfast_proto::data::{DeleteShards, GetShard, PutShard, ShardBlocks, ShardMeta};
+use holdfast_proto::error::Fault;
+use holdfast_proto::id::{Epoch, ShardId, TargetId};
+use holdfast_proto::limits::MESSAGE_BYTES_MAX;
+use holdfast_proto::v1::FaultKind;
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::channel::Traffic;
+use crate::cluster::Inner;
+use crate::health::Work;
+use crate::map::Map;
+
+/// A shard that is not stored after this long is given up.
+pub(crate) const PUT_MAX: Duration = Duration::from_secs(10);
+/// A shard that is not read after this long is given up.
+pub(crate) const GET_MAX: Duration = Duration::from_secs(5);
+const DELETE_MAX: Duration = Duration::from_secs(10);
+
+/// Where a target is.
+fn client(inner: &Inner, map: &Map, target: TargetId) -> Result<ShardsClient<Channel>, Fault> {
+    let nowhere = |what: String| Fault::new(FaultKind::NotHere, what);
+    let node = map.node_of(target).ok_or_else(|| nowhere(format!("target {target} is not in the map")))?;
+    let addr = &map.node(node).ok_or_else(|| nowhere(format!("node {node} is not in the map")))?.addr;
+    let channel = inner.channels.to(node, addr, Traffic::Data).map_err(|error| nowhere(error.to_string()))?;
+    Ok(ShardsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Fault> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(status)) => Err(Fault::from_status(&status)),
+        Err(_) => Err(Fault::new(FaultKind::FaultUnavailable, format!("no answer in {limit:?}"))),
+    }
+}
+
+/// Notes a failed call. Faults that say nothing about the target's health are left out.
+fn note(inner: &Inner, target: TargetId, fault: &Fault) {
+    match fault.kind {
+        FaultKind::FaultUnavailable | FaultKind::Full | FaultKind::DiskFailed | FaultKind::ShardUnknown => {
+            inner.health.failed(target);
+        }
+        FaultKind::Overloaded => inner.health.late(target),
+        _ => {}
+    }
+}
+
+/// Stores one shard; `Ok` means that it is on disk. Dropping the future does not say that it is not.
+pub(crate) async fn put(
+    inner: &Inner,
+    map: &Map,
+    target: TargetId,
+    epoch: Epoch,
+    meta: ShardMeta,
+    data: Bytes,
+) -> Result<(), Fault> {
+    let begin = Instant::now();
+    let _writing = inner.health.writing(target);
+    let bytes = data.len();
+    let request = PutShard { target: target.get(), pg_epoch: epoch.get(), meta: Some(meta), data };
+    let result = match client(inner, map, target) {
+        Ok(mut client) => within(PUT_MAX, client.put(request)).await,
+        Err(fault) => Err(fault),
+    };
+    match result {
+        Ok(_) => {
+            inner.health.succeeded(target, Work::Write, bytes, begin.elapsed());
+            Ok(())
+        }
+        Err(fault) => {
+            note(inner, target, &fault);
+            Err(fault)
+        }
+    }
+}
+
+/// Reads whole blocks of one shard, unverified. Cancel-safe.
+pub(crate) async fn get(
+    inner: &Inner,
+    map: &Map,
+    target: TargetId,
+    shard: ShardId,
+    offset: u32,
+    length: u32,
+) -> Result<ShardBlocks, Fault> {
+    let begin = Instant::now();
+    let request =
+        GetShard { target: target.get(), shard: Bytes::copy_from_slice(&shard.to_bytes()), offset, length };
+    let result = match client(inner, map, target) {
+        Ok(mut client) => within(GET_MAX, client.get(request)).await,
+        Err(fault) => Err(fault),
+    };
+    match result {
+        Ok(answer) => {
+            inner.health.succeeded(target, Work::Read, length as usize, begin.elapsed());
+            Ok(answer.into_inner())
+        }
+        Err(fault) => {
+            note(inner, target, &fault);
+            Err(fault)
+        }
+    }
+}
+
+/// Removes shards of one target.
+pub(crate) async fn delete(
+    inner: &Inner,
+    map: &Map,
+    target: TargetId,
+    shards: Vec<Bytes>,
+) -> Result<(), Fault> {
+    let mut client = client(inner, map, target)?;
+    within(DELETE_MAX, client.delete(DeleteShards { target: target.get(), shards })).await.map(|_| ())
+}

@@ -1,0 +1,320 @@
+//! Stores one stripe: codes it, sends its shards to a placement group, acknowledges at the design's number, and goes to
+//! another group when that number is not reached.
+//!
+//! What a crash leaves: shards that nobody owns; the reconciler finds them.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use holdfast_proto::data::{ObjectRef, ShardMeta};
+use holdfast_proto::id::{PgId, ShardId, TargetId, WriteId};
+use holdfast_proto::limits::BLOCK_BYTES;
+use holdfast_proto::v1::Scheme;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::cluster::Inner;
+use crate::codec::codec_for;
+use crate::error::Error;
+use crate::geometry::Geometry;
+use crate::place::{choose, members};
+use crate::shard;
+
+/// A stripe that has not reached its acknowledgement number after this long is tried elsewhere.
+const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+/// Bounds of the wait for the last shards after the acknowledgement; within them, as long again as that took.
+const GRACE_MIN: Duration = Duration::from_millis(20);
+const GRACE_MAX: Duration = Duration::from_millis(500);
+
+/// What all stripes of one write share.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    pub(crate) write: WriteId,
+    pub(crate) geometry: Geometry,
+    pub(crate) scheme: Scheme,
+    pub(crate) class: String,
+    /// The group that the next stripe goes to, and those that failed.
+    pub(crate) groups: Mutex<Groups>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Groups {
+    pub(crate) current: Option<PgId>,
+    pub(crate) failed: HashSet<PgId>,
+    /// Every (stripe, group) that shards were sent to: what has to be deleted when the write is given up.
+    pub(crate) touched: HashSet<(u32, PgId)>,
+}
+
+/// A stripe's bytes.
+#[derive(Debug)]
+pub(crate) struct Stripe {
+    pub(crate) number: u32,
+    /// Data shards one after another, zero-filled.
+    pub(crate) data: Bytes,
+    pub(crate) object: ObjectRef,
+}
+
+/// A coded shard and the blake3 of its blocks.
+#[derive(Debug, Clone)]
+struct Coded {
+    data: Bytes,
+    block_hashes: Bytes,
+}
+
+/// A stripe that is acknowledged. Its last shards may still be under way; dropping it gives them up.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) number: u32,
+    pub(crate) pg: PgId,
+    flight: Flight,
+    grace_until: Instant,
+}
+
+/// Shards under way to one placement group.
+#[derive(Debug)]
+struct Flight {
+    landed: Arc<AtomicU32>,
+    all: u32,
+    results: mpsc::UnboundedReceiver<bool>,
+    tasks: Vec<AbortHandle>,
+    /// What was sent: (index, target).
+    sent: Vec<(usize, TargetId)>,
+    under_way: usize,
+}
+
+impl Stored {
+    /// Waits for the last shards, as long as is worth it. Cancel-safe.
+    pub(crate) async fn settle(&mut self) {
+        let flight = &mut self.flight;
+        while flight.under_way > 0 {
+            match tokio::time::timeout_at(self.grace_until, flight.results.recv()).await {
+                Ok(Some(_)) => flight.under_way -= 1,
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Waits for the last shards for `limit` more. Cancel-safe.
+    pub(crate) async fn settle_within(&mut self, limit: Duration) {
+        self.grace_until = Instant::now() + limit;
+        self.settle().await;
+    }
+
+    /// The targets whose shards were sent and have not landed.
+    pub(crate) fn targets_under_way(&self) -> Vec<TargetId> {
+        let landed = self.flight.landed.load(Ordering::Acquire);
+        self.flight
+            .sent
+            .iter()
+            .filter(|(index, _)| landed >> index & 1 == 0)
+            .map(|(_, target)| *target)
+            .collect()
+    }
+
+    /// Indexes of the shards that have not landed.
+    pub(crate) fn missed(&self) -> Vec<u32> {
+        let missing = self.flight.all & !self.flight.landed.load(Ordering::Acquire);
+        (0..32).filter(|index| missing >> index & 1 == 1).collect()
+    }
+
+    /// Whether shards are still under way.
+    pub(crate) fn is_under_way(&mut self) -> bool {
+        while self.flight.results.try_recv().is_ok() {
+            self.flight.under_way -= 1;
+        }
+        self.flight.under_way > 0
+    }
+}
+
+impl Drop for Flight {
+    /// What is under way when nobody waits for it any more is given up.
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// Codes and hashes a stripe. CPU work: about a millisecond for 4 MiB.
+fn encode(writing: &Writing, stripe: &Stripe) -> Result<Vec<Coded>, Error> {
+    let geometry = &writing.geometry;
+    let each = geometry.shard_bytes(stripe.number) as usize;
+    let mut shards: Vec<Bytes> =
+        (0..geometry.data()).map(|index| stripe.data.slice(index * each..(index + 1) * each)).collect();
+    if geometry.is_copies() {
+        let copy = Coded { block_hashes: block_hashes(&shards[0]), data: shards[0].clone() };
+        return Ok(vec![copy; geometry.width()]);
+    }
+    let codec = codec_for(&writing.scheme).map_err(|bad| Error::internal(bad.to_string()))?;
+    let mut parity: Vec<BytesMut> =
+        (geometry.data()..geometry.width()).map(|_| BytesMut::zeroed(each)).collect();
+    {
+        let data: Vec<&[u8]> = shards.iter().map(AsRef::as_ref).collect();
+        let mut coded: Vec<&mut [u8]> = parity.iter_mut().map(AsMut::as_mut).collect();
+        codec.encode(&data, &mut coded).map_err(|bad| Error::internal(bad.to_string()))?;
+    }
+    shards.extend(parity.into_iter().map(BytesMut::freeze));
+    Ok(shards.into_iter().map(|data| Coded { block_hashes: block_hashes(&data), data }).collect())
+}
+
+fn block_hashes(data: &[u8]) -> Bytes {
+    let mut hashes = BytesMut::with_capacity(data.len().div_ceil(BLOCK_BYTES) * 32);
+    for block in data.chunks(BLOCK_BYTES) {
+        hashes.extend_from_slice(blake3::hash(block).as_bytes());
+    }
+    hashes.freeze()
+}
+
+/// Stores a stripe durably. Shards of attempts that failed are deleted in the background.
+///
+/// # Errors
+/// [`Error::Unavailable`] when no group took it before the stripe deadline.
+pub(crate) async fn store(
+    inner: &Arc<Inner>,
+    writing: &Arc<Writing>,
+    stripe: Stripe,
+) -> Result<Stored, Error> {
+    let deadline = Instant::now() + inner.config.stripe_deadline;
+    let shards = encode(writing, &stripe)?;
+    loop {
+        let map = inner.map();
+        let pg = {
+            let mut groups = writing.groups.lock();
+            let pg = match groups.current {
+                Some(pg) => pg,
+                None => {
+                    choose(inner, &map, &writing.class, &writing.geometry, &writing.write, &groups.failed)?
+                }
+            };
+            groups.current = Some(pg);
+            groups.touched.insert((stripe.number, pg));
+            pg
+        };
+        let limit = deadline.min(Instant::now() + ATTEMPT_MAX);
+        let fault = match attempt(inner, writing, &stripe, &shards, pg, limit).await {
+            Ok(stored) => return Ok(stored),
+            Err(fault) => fault,
+        };
+        metrics::counter!("holdfast_client_stripe_attempts_failed_total").increment(1);
+        tracing::info!(write = %writing.write, stripe = stripe.number, %pg, %fault, "stripe goes to another placement group");
+        {
+            let mut groups = writing.groups.lock();
+            groups.failed.insert(pg);
+            if groups.current == Some(pg) {
+                groups.current = None;
+            }
+        }
+        // Every group of a small zone may have failed once: a short pause, then they are tried again.
+        let pause = Duration::from_millis(rand::random_range(20..120));
+        if Instant::now() + pause >= deadline {
+            return Err(Error::unavailable(format!(
+                "stripe {} was not stored in time: {fault}",
+                stripe.number
+            )));
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn attempt(
+    inner: &Arc<Inner>,
+    writing: &Arc<Writing>,
+    stripe: &Stripe,
+    shards: &[Coded],
+    pg: PgId,
+    limit: Instant,
+) -> Result<Stored, Error> {
+    let begin = Instant::now();
+    let mut flight = launch(inner, writing, stripe, shards, pg)?;
+    let acknowledge = writing.geometry.acknowledge();
+    let mut landed = 0;
+    let failure = loop {
+        if landed >= acknowledge {
+            let now = Instant::now();
+            let grace = now.duration_since(begin).clamp(GRACE_MIN, GRACE_MAX);
+            return Ok(Stored { number: stripe.number, pg, flight, grace_until: now + grace });
+        }
+        if landed + flight.under_way < acknowledge {
+            break Error::unavailable(format!("{landed} of {acknowledge} shards landed in group {pg}"));
+        }
+        match tokio::time::timeout_at(limit, flight.results.recv()).await {
+            Ok(Some(ok)) => {
+                flight.under_way -= 1;
+                landed += usize::from(ok);
+            }
+            Ok(None) => break Error::unavailable("the client is shutting down"),
+            Err(_) => {
+                break Error::unavailable(format!(
+                    "{landed} of {acknowledge} shards landed in group {pg} in time"
+                ));
+            }
+        }
+    };
+    drop(flight);
+    let (inner, writing, number) = (inner.clone(), writing.clone(), stripe.number);
+    inner.tasks.clone().spawn(async move {
+        crate::discard::delete_stripes(&inner, &writing.write, &writing.geometry, [(number, pg)]).await;
+    });
+    Err(failure)
+}
+
+/// Sends the shards. Members that are down or suspected are left out while enough others remain.
+fn launch(
+    inner: &Arc<Inner>,
+    writing: &Arc<Writing>,
+    stripe: &Stripe,
+    shards: &[Coded],
+    pg_id: PgId,
+) -> Result<Flight, Error> {
+    let map = inner.map();
+    let pg = map.pg(pg_id).ok_or_else(|| Error::unavailable(format!("group {pg_id} is not in the map")))?;
+    let targets = members(&writing.geometry, &writing.write, pg)
+        .ok_or_else(|| Error::unavailable(format!("group {pg_id} is too narrow")))?;
+    let up: Vec<usize> = (0..targets.len()).filter(|index| map.is_writable(targets[*index])).collect();
+    let well: Vec<usize> =
+        up.iter().copied().filter(|index| !inner.health.is_suspected(targets[*index])).collect();
+    let chosen = if well.len() >= writing.geometry.acknowledge() { well } else { up };
+
+    let (send, results) = mpsc::unbounded_channel();
+    let landed = Arc::new(AtomicU32::new(0));
+    let all = ((1u64 << targets.len()) - 1) as u32;
+    let mut tasks = Vec::with_capacity(chosen.len());
+    let under_way = chosen.len();
+    let sent = chosen.iter().map(|index| (*index, targets[*index])).collect();
+    for index in chosen {
+        let target = targets[index];
+        let id = ShardId { write: writing.write, stripe: stripe.number, index: index as u8 };
+        let meta = ShardMeta {
+            shard: Bytes::copy_from_slice(&id.to_bytes()),
+            pg: pg_id.get(),
+            scheme: Some(writing.scheme),
+            length: shards[index].data.len() as u32,
+            object: Some(stripe.object.clone()),
+            block_hashes: shards[index].block_hashes.clone(),
+        };
+        let (inner, map, epoch, data) = (inner.clone(), map.clone(), pg.epoch, shards[index].data.clone());
+        let (send, landed, cancel) = (send.clone(), landed.clone(), inner.cancel.clone());
+        let task = inner.tasks.clone().spawn(async move {
+            let stored = tokio::select! {
+                () = cancel.cancelled() => false,
+                stored = shard::put(&inner, &map, target, epoch, meta, data) => match stored {
+                    Ok(()) => true,
+                    Err(fault) => {
+                        tracing::debug!(shard = %id, %target, %fault, "shard was not stored");
+                        false
+                    }
+                },
+            };
+            if stored {
+                landed.fetch_or(1 << index, Ordering::AcqRel);
+            }
+            // Nobody listens any more once the write has been committed or given up.
+            let _ = send.send(stored);
+        });
+        tasks.push(task.abort_handle());
+    }
+    Ok(Flight { landed, all, results, tasks, sent, under_way })
+}
