@@ -1,0 +1,34 @@
+import sys
+import time
+import traceback
+
+from . import boto_checksums, boto_listings, boto_multipart, boto_objects, cli  # noqa: F401, they register checks
+from .checks import CHECKS
+from .zone import Context, Zone
+
+
+def main(binary, words):
+    passed, failed = 0, []
+    for zone_name in ("http", "tls"):
+        chosen = [(name, run) for name, run in CHECKS if all(word in f"{zone_name} {name}" for word in words)]
+        if not chosen:
+            continue
+        with Zone(binary, zone_name) as zone:
+            for name, run in chosen:
+                begun = time.monotonic()
+                try:
+                    run(Context(zone))
+                    passed += 1
+                    print(f"ok   {zone_name} {name} ({time.monotonic() - begun:.1f} s)", flush=True)
+                except Exception:
+                    failed.append(f"{zone_name} {name}")
+                    print(f"FAIL {zone_name} {name}\n{traceback.format_exc()}", flush=True)
+            if failed:
+                print(f"--- end of the {zone_name} zone's log\n{zone.log_tail()}")
+    for name in failed:
+        print(f"failed: {name}")
+    print(f"real clients: {passed} passed, {len(failed)} failed")
+    return 1 if failed or not passed else 0
+
+
+sys.exit(main(sys.argv[1], sys.argv[2:]))
