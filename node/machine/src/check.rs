@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{BucketId, GroupId, GroupKind, Slot, UploadId, VersionId, WriteId, slot_of};
 use holdfast_proto::meta::{
     Bucket, BucketName, Counters, Garbage, Group, Listed, Missed, Node, Part, PlacementGroup, Remembered,
@@ -89,7 +90,7 @@ fn partition(kv: &impl KvRead) -> Result<Vec<String>, Halt> {
         session::STATE_KEY,
     ];
     strangers(kv, &known, &mut this.broken)?;
-    rows::<Remembered>(kv, key::REQ)?;
+    requests(kv, &mut this.broken)?;
     Ok(this.broken)
 }
 
@@ -311,6 +312,7 @@ fn realm(kv: &impl KvRead) -> Result<Vec<String>, Halt> {
     }
     let known = [key::RLM, key::ACC, key::KEY, key::BKN, key::BKI, key::BKO, key::REQ, session::STATE_KEY];
     strangers(kv, &known, &mut broken)?;
+    requests(kv, &mut broken)?;
     Ok(broken)
 }
 
@@ -344,6 +346,7 @@ fn zone(kv: &impl KvRead) -> Result<Vec<String>, Halt> {
     let known =
         [key::ZON, key::SLT, key::NOD, key::TGT, key::PGS, key::CLS, key::GRP, key::REQ, session::STATE_KEY];
     strangers(kv, &known, &mut broken)?;
+    requests(kv, &mut broken)?;
     Ok(broken)
 }
 
@@ -353,6 +356,17 @@ fn rows<M: Message + Default>(kv: &impl KvRead, family: Family) -> Result<Vec<(B
 
 fn parse<T>(key: &[u8], parsed: Option<T>) -> Result<T, Halt> {
     parsed.ok_or_else(|| row::corrupt(key, "malformed"))
+}
+
+/// What is older than the last pruning is gone.
+fn requests(kv: &impl KvRead, broken: &mut Vec<String>) -> Result<(), Halt> {
+    let floor = key::request_floor(Hlc::from_u64(session::state(kv)?.pruned));
+    for (row_key, _) in rows::<Remembered>(kv, key::REQ)? {
+        if row_key < floor {
+            broken.push(format!("{}: should have been pruned", row_key.escape_ascii()));
+        }
+    }
+    Ok(())
 }
 
 fn strangers(kv: &impl KvRead, known: &[&[u8]], broken: &mut Vec<String>) -> Result<(), Halt> {
