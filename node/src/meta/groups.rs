@@ -451,6 +451,19 @@ impl Groups {
         Ok(())
     }
 
+    /// Drops everything at once, as a kill would: nothing is handed over or made durable.
+    #[cfg(test)]
+    pub(super) async fn abandon(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.groups.write().clear();
+    }
+
+    #[cfg(test)]
+    pub(super) fn peer(&self, node: NodeId) -> Arc<super::peer::Peer> {
+        self.peers.get(node)
+    }
+
     async fn add(&self, id: GroupId) -> Result<Arc<Group>, MetaError> {
         let _adding = self.adding.lock().await;
         if let Some(group) = self.groups.read().get(&id) {

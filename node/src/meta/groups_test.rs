@@ -1,1 +1,415 @@
+//! Three nodes in one process, over loopback.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_proto::error::Fault;
+use holdfast_proto::id::{AccountId, GroupId, NodeId, RealmId, RequestId, ZoneId};
+use holdfast_proto::meta::{
+    AccessKey, Account, Answer, Command, CreateAccount, GetAccount, GetDigest, InitRealm, Query, Refusal,
+    answer, command, query,
+};
+use holdfast_proto::v1::FaultKind;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{AddressBook, Groups, GroupsConfig, UpkeepConfig};
+use crate::env::Env;
+
+const GROUP: GroupId = GroupId::REALM;
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn node(number: u64) -> NodeId {
+    NodeId::in_zone(ZoneId::new(1), number).unwrap()
+}
+
+fn realm() -> RealmId {
+    RealmId::from_bytes([7; 16])
+}
+
+fn config(dir: &Path, number: u64) -> GroupsConfig {
+    let mut config = GroupsConfig::new(dir, node(number), 1, realm(), ZoneId::new(1));
+    config.heartbeat = Duration::from_millis(100);
+    config.election = (Duration::from_millis(500), Duration::from_millis(1000));
+    config
+}
+
+struct Node {
+    groups: Arc<Groups>,
+    cancel: CancellationToken,
+    server: JoinHandle<()>,
+}
+
+impl Node {
+    async fn start(config: GroupsConfig, addresses: &Arc<AddressBook>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        addresses.set(config.node, listener.local_addr().unwrap().to_string());
+        let cancel = CancellationToken::new();
+        let groups = Groups::open(config, Env::real(), Arc::clone(addresses), cancel.clone()).await.unwrap();
+        let serving =
+            tonic::transport::Server::builder().add_service(groups.service()).serve_with_incoming_shutdown(
+                tokio_stream::wrappers::TcpListenerStream::new(listener),
+                cancel.clone().cancelled_owned(),
+            );
+        let server = tokio::spawn(async move { serving.await.unwrap() });
+        Self { groups, cancel, server }
+    }
+
+    /// As near to a killed process as one process gets: nothing is handed over and nothing made durable.
+    async fn kill(self) {
+        self.server.abort();
+        self.cancel.cancel();
+        for group in self.groups.all() {
+            group.raft().shutdown().await.unwrap();
+        }
+        self.groups.abandon().await;
+        let _ = self.server.await;
+        let weak = Arc::downgrade(&self.groups);
+        drop(self.groups);
+        wait("the node's files are free", || weak.strong_count() == 0).await;
+    }
+
+    async fn stop(self) {
+        self.groups.shutdown().await;
+        self.cancel.cancel();
+        let _ = self.server.await;
+        let weak = Arc::downgrade(&self.groups);
+        drop(self.groups);
+        wait("the node's files are free", || weak.strong_count() == 0).await;
+    }
+}
+
+async fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let polled = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(DEADLINE, polled).await.is_ok(), "{what}: not in time");
+}
+
+fn account_id(number: u64) -> AccountId {
+    let mut raw = [0; 16];
+    raw[8..].copy_from_slice(&number.to_be_bytes());
+    AccountId::from_bytes(raw)
+}
+
+fn request(number: u64, op: command::Op, groups: &Groups) -> Command {
+    let mut raw = [1; 16];
+    raw[8..].copy_from_slice(&number.to_be_bytes());
+    let now = holdfast_proto::hlc::Hlc::from_ms(groups.env().now_ms());
+    Command {
+        request: RequestId::from_bytes(raw).to_wire(),
+        first_attempt_hlc: now.get(),
+        op: Some(op),
+        ..Command::default()
+    }
+}
+
+fn create_account(number: u64, groups: &Groups) -> Command {
+    let account =
+        Account { id: account_id(number).to_wire(), name: format!("account-{number}"), ..Account::default() };
+    request(number, command::Op::CreateAccount(CreateAccount { account: Some(account) }), groups)
+}
+
+fn get_account(number: u64) -> Query {
+    Query { of: Some(query::Of::GetAccount(GetAccount { id: account_id(number).to_wire() })) }
+}
+
+fn digest_query() -> Query {
+    Query { of: Some(query::Of::GetDigest(GetDigest::default())) }
+}
+
+fn digest(groups: &Groups) -> (u64, Bytes, u64) {
+    match groups.read_local(GROUP, &digest_query()).unwrap().ok {
+        Some(answer::Ok::Digest(digest)) => (digest.applied, digest.blake3, digest.rows),
+        other => panic!("no digest: {other:?}"),
+    }
+}
+
+fn is_found(answer: &Answer) -> bool {
+    answer.refusal() == Refusal::None && matches!(answer.ok, Some(answer::Ok::Account(_)))
+}
+
+/// Proposes on whichever node leads, as a client would.
+async fn propose(nodes: &[&Node], number: u64) {
+    let tried = async {
+        loop {
+            for node in nodes {
+                let command = create_account(number, &node.groups);
+                match node.groups.propose(GROUP, vec![command]).await {
+                    Ok(outcomes) => {
+                        assert_eq!(outcomes.len(), 1);
+                        assert_eq!(outcomes[0].refusal(), Refusal::None, "{:?}", outcomes[0]);
+                        return;
+                    }
+                    Err(fault) => assert!(fault.is_retryable(), "{fault}"),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(DEADLINE, tried).await.is_ok(), "no proposal in time");
+}
+
+async fn read(nodes: &[&Node], number: u64) -> bool {
+    let tried = async {
+        loop {
+            for node in nodes {
+                match node.groups.read(GROUP, vec![get_account(number)]).await {
+                    Ok(answers) => return is_found(&answers[0]),
+                    Err(fault) => assert!(fault.is_retryable(), "{fault}"),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, tried).await.unwrap()
+}
+
+async fn set_members(
+    leader: &Node,
+    voters: impl IntoIterator<Item = u64>,
+    learners: impl IntoIterator<Item = u64>,
+) {
+    let of = |numbers: Vec<u64>| numbers.into_iter().map(node).collect::<BTreeSet<_>>();
+    let (voters, learners) = (of(voters.into_iter().collect()), of(learners.into_iter().collect()));
+    leader.groups.set_members(GROUP, voters.clone(), learners.clone()).await.unwrap();
+    assert_eq!(leader.groups.members(GROUP).unwrap(), (voters, learners));
+}
+
+async fn init(first: &Node) {
+    first.groups.bootstrap(GROUP).await.unwrap();
+    first.groups.bootstrap(GROUP).await.unwrap();
+    let root = Some(Account { id: AccountId::from_bytes([9; 16]).to_wire(), ..Account::default() });
+    let root_key = Some(AccessKey { id: "root".into(), ..AccessKey::default() });
+    let init = command::Op::InitRealm(InitRealm { realm: realm().to_wire(), root, root_key });
+    let outcomes = first.groups.propose(GROUP, vec![request(1 << 40, init, &first.groups)]).await.unwrap();
+    assert_eq!(outcomes[0].refusal(), Refusal::None, "{:?}", outcomes[0]);
+}
+
+async fn three(dirs: &[tempfile::TempDir; 3]) -> (Arc<AddressBook>, [Node; 3]) {
+    let addresses = Arc::new(AddressBook::new());
+    let first = Node::start(config(dirs[0].path(), 1), &addresses).await;
+    let second = Node::start(config(dirs[1].path(), 2), &addresses).await;
+    let third = Node::start(config(dirs[2].path(), 3), &addresses).await;
+    init(&first).await;
+    set_members(&first, [1, 2, 3], []).await;
+    (addresses, [first, second, third])
+}
+
+fn dirs() -> [tempfile::TempDir; 3] {
+    std::array::from_fn(|_| tempfile::tempdir().unwrap())
+}
+
+async fn equal_digests(nodes: &[&Node]) {
+    wait("replicas agree", || {
+        let all: Vec<_> = nodes.iter().map(|node| digest(&node.groups)).collect();
+        all.windows(2).all(|pair| pair[0] == pair[1])
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_leader_is_replaced_and_nothing_is_lost() {
+    let dirs = dirs();
+    let (addresses, [first, second, third]) = three(&dirs).await;
+    for number in 0..20 {
+        propose(&[&first, &second, &third], number).await;
+    }
+    equal_digests(&[&first, &second, &third]).await;
+    assert!(first.groups.is_leader(GROUP));
+    let fault = second.groups.propose(GROUP, vec![create_account(99, &second.groups)]).await.unwrap_err();
+    assert_eq!(fault, Fault::not_leader(node(1).get()));
+
+    first.kill().await;
+    let left = [&second, &third];
+    for number in 20..40 {
+        propose(&left, number).await;
+    }
+    for number in 0..40 {
+        assert!(read(&left, number).await, "account {number}");
+    }
+    assert!(!read(&left, 40).await);
+
+    let first = Node::start(config(dirs[0].path(), 1), &addresses).await;
+    equal_digests(&[&first, &second, &third]).await;
+    assert!(first.groups.hlc() > holdfast_proto::hlc::Hlc::ZERO);
+    for node in [first, second, third] {
+        assert_eq!(*node.groups.failure().borrow(), None);
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_all_loses_nothing() {
+    let dirs = dirs();
+    let (addresses, nodes) = three(&dirs).await;
+    for number in 0..30 {
+        propose(&nodes.iter().collect::<Vec<_>>(), number).await;
+    }
+    let before = digest(&nodes[0].groups);
+    for node in nodes {
+        node.kill().await;
+    }
+    let mut again = Vec::new();
+    for (dir, number) in dirs.iter().zip(1..) {
+        again.push(Node::start(config(dir.path(), number), &addresses).await);
+    }
+    let all: Vec<_> = again.iter().collect();
+    for number in 0..30 {
+        assert!(read(&all, number).await, "account {number}");
+    }
+    equal_digests(&all).await;
+    assert_eq!(digest(&again[0].groups).1, before.1);
+    for node in again {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_callers_share_entries_and_rounds() {
+    let dir = tempfile::tempdir().unwrap();
+    let only = Node::start(config(dir.path(), 1), &Arc::new(AddressBook::new())).await;
+    init(&only).await;
+    let before = only.groups.status()[0].last_log;
+    let proposals = (0..400).map(|number| {
+        let groups = Arc::clone(&only.groups);
+        async move { groups.propose(GROUP, vec![create_account(number, &groups)]).await.unwrap() }
+    });
+    for outcomes in futures::future::join_all(proposals).await {
+        assert_eq!(outcomes.len(), 1);
+        assert_eq!(outcomes[0].refusal(), Refusal::None);
+    }
+    let entries = only.groups.status()[0].last_log - before;
+    assert!(entries < 100, "{entries} entries for 400 proposals");
+    let reads = (0..400).map(|number| only.groups.read(GROUP, vec![get_account(number)]));
+    for answers in futures::future::join_all(reads).await {
+        assert!(is_found(&answers.unwrap()[0]));
+    }
+    only.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_behind_the_purged_log_catches_up_through_a_snapshot() {
+    let dirs = dirs();
+    let addresses = Arc::new(AddressBook::new());
+    let eager = |dir: &Path, number| {
+        let mut config = config(dir, number);
+        config.upkeep = UpkeepConfig {
+            persist_bytes: 1,
+            persist_interval: Duration::from_millis(1),
+            retain_bytes: 64 << 10,
+        };
+        config
+    };
+    let first = Node::start(eager(dirs[0].path(), 1), &addresses).await;
+    init(&first).await;
+    // More than one stride of log offsets, so that something can be purged.
+    let name = "x".repeat(8 << 10);
+    for number in 0..400 {
+        let account = Account {
+            id: account_id(number).to_wire(),
+            name: format!("{name}-{number}"),
+            ..Account::default()
+        };
+        let op = command::Op::CreateAccount(CreateAccount { account: Some(account) });
+        let outcomes = first.groups.propose(GROUP, vec![request(number, op, &first.groups)]).await.unwrap();
+        assert_eq!(outcomes[0].refusal(), Refusal::None, "{:?}", outcomes[0]);
+    }
+    wait("the log is purged", || first.groups.status()[0].purged > 0).await;
+
+    let second = Node::start(eager(dirs[1].path(), 2), &addresses).await;
+    set_members(&first, [1], [2]).await;
+    wait("the learner applies", || second.groups.hosted() == [GROUP]).await;
+    equal_digests(&[&first, &second]).await;
+    let before = digest(&second.groups);
+    second.kill().await;
+
+    // What was installed is durable, and the group goes on from it.
+    let second = Node::start(eager(dirs[1].path(), 2), &addresses).await;
+    assert_eq!(digest(&second.groups).1, before.1);
+    for number in 1000..1010 {
+        propose(&[&first], number).await;
+    }
+    equal_digests(&[&first, &second]).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lead_is_handed_over() {
+    let dirs = dirs();
+    let (_, [first, second, third]) = three(&dirs).await;
+    propose(&[&first], 1).await;
+    first.groups.transfer_leader(GROUP, node(2)).await.unwrap();
+    wait("the new leader knows", || second.groups.is_leader(GROUP)).await;
+    propose(&[&second], 2).await;
+    let fault = second.groups.transfer_leader(GROUP, node(9)).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Invalid);
+    // A leader that stops hands over first: the others need no election timeout.
+    second.stop().await;
+    wait("somebody leads", || first.groups.is_leader(GROUP) || third.groups.is_leader(GROUP)).await;
+    propose(&[&first, &third], 3).await;
+    first.stop().await;
+    third.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_come_and_go() {
+    let dirs = dirs();
+    let (_, [first, second, third]) = three(&dirs).await;
+    set_members(&first, [1, 2], [3]).await;
+    propose(&[&first, &second], 1).await;
+    set_members(&first, [1], []).await;
+    second.stop().await;
+    third.stop().await;
+    // Alone, it still has a majority.
+    propose(&[&first], 2).await;
+    assert!(read(&[&first], 2).await);
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_are_refused() {
+    let dirs = dirs();
+    let addresses = Arc::new(AddressBook::new());
+    let first = Node::start(config(dirs[0].path(), 1), &addresses).await;
+    init(&first).await;
+    let hello = |realm: RealmId, incarnation, target: NodeId| holdfast_proto::raft::PeerHello {
+        realm: realm.to_wire(),
+        sender: node(2).get(),
+        incarnation,
+        target: target.get(),
+    };
+    let admit = async |hello| first.groups.admit(&hello).await.map(drop).map_err(|fault| fault.kind);
+    assert_eq!(admit(hello(RealmId::from_bytes([8; 16]), 1, node(1))).await, Err(FaultKind::Foreign));
+    assert_eq!(admit(hello(realm(), 1, node(3))).await, Err(FaultKind::NotHere));
+    assert_eq!(admit(hello(realm(), 2, node(1))).await, Ok(()));
+    assert_eq!(admit(hello(realm(), 1, node(1))).await, Err(FaultKind::StaleEpoch));
+
+    // A whole node of another realm: its leader's messages make no group here.
+    let mut foreign = config(dirs[1].path(), 2);
+    foreign.realm = RealmId::from_bytes([8; 16]);
+    foreign.incarnation = 3;
+    let second = Node::start(foreign, &addresses).await;
+    let zone = GroupId::zone_group(ZoneId::new(1));
+    second.groups.bootstrap(zone).await.unwrap();
+    let peer = second.groups.peer(node(1));
+    let refused =
+        peer.send(zone.get(), holdfast_proto::raft::peer_request::Message::Append(Default::default())).await;
+    assert!(refused.is_err_and(|error| error.to_string().contains("another realm")));
+    assert_eq!(first.groups.hosted(), [GROUP]);
+
+    // What it saw survives a restart.
+    first.kill().await;
+    let first = Node::start(config(dirs[0].path(), 1), &addresses).await;
+    let stale = first.groups.admit(&hello(realm(), 1, node(1))).await.map(drop).map_err(|fault| fault.kind);
+    assert_eq!(stale, Err(FaultKind::StaleEpoch));
+    first.stop().await;
+    second.stop().await;
+}

@@ -61,6 +61,8 @@ pub(crate) struct LogFacts {
     pub(crate) committed: Option<wire::LogId>,
     /// The last purged entry.
     pub(crate) purged: Option<wire::LogId>,
+    /// Index of the first entry that is there; `None` when there is none.
+    pub(crate) first: Option<u64>,
     /// Index of the last entry that is there; `None` when there is none.
     pub(crate) last: Option<u64>,
 }

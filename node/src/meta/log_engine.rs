@@ -134,7 +134,14 @@ impl LogEngine for RaftEngineLog {
         {
             last = None;
         }
-        Ok(LogFacts { vote: self.row(group, VOTE)?, committed: self.row(group, COMMITTED)?, purged, last })
+        let first = last.and_then(|_| self.engine.first_index(group));
+        Ok(LogFacts {
+            vote: self.row(group, VOTE)?,
+            committed: self.row(group, COMMITTED)?,
+            purged,
+            first,
+            last,
+        })
     }
 
     fn read(&self, group: u64, from: u64, to: u64, bytes_max: u64) -> Result<Vec<LogRecord>, LogError> {

@@ -35,6 +35,8 @@ struct Tail {
     /// Consecutive, up to the last entry of the log; each with its weight in bytes.
     entries: VecDeque<(Entry, u64)>,
     bytes: u64,
+    /// Index of the first entry of the log, or of the one that will be.
+    first: u64,
     last: Option<LogId>,
     purged: Option<LogId>,
     vote: Option<Vote>,
@@ -119,6 +121,7 @@ impl GroupLog {
         let tail = Tail {
             entries: VecDeque::new(),
             bytes: 0,
+            first: facts.first.unwrap_or_else(|| last.map_or(0, |last| last.index() + 1)),
             last,
             purged,
             vote: facts.vote.as_ref().map(convert::vote_in),
@@ -162,9 +165,8 @@ impl GroupLog {
     async fn read(&self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         let cold = {
             let tail = self.shared.tail.lock();
-            let first = tail.purged.map_or(0, |purged| purged.index() + 1);
-            let next = tail.last.map_or(first, |last| last.index() + 1);
-            let (start, end) = (start.max(first), end.min(next));
+            let next = tail.last.map_or(tail.first, |last| last.index() + 1);
+            let (start, end) = (start.max(tail.first), end.min(next));
             if start >= end {
                 return Ok(Vec::new());
             }
@@ -307,11 +309,13 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
         {
             let mut tail = self.shared.tail.lock();
             for entry in entries {
-                if let Some(last) = &tail.last
-                    && entry.index() != last.index() + 1
-                {
-                    let hole = format!("entry {} does not follow {}", entry.index(), last.index());
-                    return Err(io_error(LogError(hole)));
+                match &tail.last {
+                    None => tail.first = entry.index(),
+                    Some(last) if entry.index() == last.index() + 1 => {}
+                    Some(last) => {
+                        let hole = format!("entry {} does not follow {}", entry.index(), last.index());
+                        return Err(io_error(LogError(hole)));
+                    }
                 }
                 let record = record_of(&entry);
                 let weight = record.weight();
@@ -374,6 +378,7 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
         {
             let mut tail = self.shared.tail.lock();
             tail.purged = tail.purged.max(Some(log_id));
+            tail.first = tail.first.max(log_id.index() + 1);
             if tail.last < Some(log_id) {
                 tail.last = Some(log_id);
                 tail.entries.clear();
