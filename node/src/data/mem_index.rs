@@ -1,0 +1,120 @@
+//! An index in memory that survives a killed process as badly as it is allowed to, for tests.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use holdfast_proto::id::ShardId;
+use parking_lot::Mutex;
+
+use super::index::{Checkpoint, IndexError, IndexHome, ShardIndex};
+use super::record::Entry;
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Set(ShardId, Option<Entry>),
+    Checkpoint(Checkpoint),
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    rows: BTreeMap<ShardId, Entry>,
+    checkpoint: Option<Checkpoint>,
+    steps: Vec<Step>,
+    broken: bool,
+}
+
+impl Memory {
+    fn take(&mut self, step: Step) -> Option<Entry> {
+        self.steps.push(step);
+        match step {
+            Step::Set(shard, Some(entry)) => self.rows.insert(shard, entry),
+            Step::Set(shard, None) => self.rows.remove(&shard),
+            Step::Checkpoint(checkpoint) => {
+                self.checkpoint = Some(checkpoint);
+                None
+            }
+        }
+    }
+}
+
+/// The home of an index in memory; clones share it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct MemHome(Arc<Mutex<Memory>>);
+
+impl MemHome {
+    /// Forgets a suffix of what was done, as a killed process may. `keep` in thousandths.
+    pub(super) fn crash(&self, keep: usize) {
+        let mut memory = self.0.lock();
+        let steps = std::mem::take(&mut memory.steps);
+        let kept = steps.len() * keep / 1000;
+        *memory = Memory::default();
+        for step in steps.into_iter().take(kept) {
+            memory.take(step);
+        }
+    }
+
+    /// Every call fails from now on, until the index is wiped.
+    pub(super) fn break_it(&self) {
+        self.0.lock().broken = true;
+    }
+
+    /// Loses a row behind everyone's back.
+    pub(super) fn point_elsewhere(&self, shard: ShardId) {
+        if let Some(entry) = self.0.lock().rows.get_mut(&shard) {
+            entry.at.offset += 8;
+        }
+    }
+}
+
+impl IndexHome for MemHome {
+    fn open(&self) -> Result<Arc<dyn ShardIndex>, IndexError> {
+        if self.0.lock().broken {
+            return Err(IndexError("broken".to_owned()));
+        }
+        Ok(Arc::new(self.clone()))
+    }
+
+    fn wipe(&self) -> io::Result<()> {
+        *self.0.lock() = Memory::default();
+        Ok(())
+    }
+}
+
+impl MemHome {
+    fn with<T>(&self, act: impl FnOnce(&mut Memory) -> T) -> Result<T, IndexError> {
+        let mut memory = self.0.lock();
+        if memory.broken { Err(IndexError("broken".to_owned())) } else { Ok(act(&mut memory)) }
+    }
+}
+
+impl ShardIndex for MemHome {
+    fn get(&self, shard: ShardId) -> Result<Option<Entry>, IndexError> {
+        self.with(|memory| memory.rows.get(&shard).copied())
+    }
+
+    fn set(&self, shard: ShardId, entry: Option<Entry>) -> Result<Option<Entry>, IndexError> {
+        self.with(|memory| memory.take(Step::Set(shard, entry)))
+    }
+
+    fn page(&self, after: Option<ShardId>, limit: usize) -> Result<Vec<(ShardId, Entry)>, IndexError> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.with(|memory| {
+            let rows = memory.rows.range((start, Bound::Unbounded)).take(limit);
+            rows.map(|(shard, entry)| (*shard, *entry)).collect()
+        })
+    }
+
+    fn checkpoint(&self) -> Result<Option<Checkpoint>, IndexError> {
+        self.with(|memory| memory.checkpoint)
+    }
+
+    fn set_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), IndexError> {
+        self.with(|memory| memory.take(Step::Checkpoint(checkpoint))).map(|_| ())
+    }
+
+    fn persist(&self) -> Result<(), IndexError> {
+        self.with(|_| ())
+    }
+}
