@@ -108,7 +108,7 @@ section!(
         dir: PathBuf = PathBuf::new(),
         /// Tag that storage classes ask for.
         media: String = "default".to_owned(),
-        /// O_DIRECT: `auto` where the file system has it.
+        /// O_DIRECT: `auto` where the file system has it, or `off`.
         direct_io: DirectIo = DirectIo::Auto,
     }
 );
@@ -144,7 +144,6 @@ section!(
 #[serde(rename_all = "lowercase")]
 pub(crate) enum DirectIo {
     Auto,
-    On,
     Off,
 }
 

@@ -1,0 +1,177 @@
+//! The zone leader's duties: who is down, which placement groups there are, who votes where. Runs on every meta node and
+//! acts only on the one that leads the zone group; whatever it proposes, the next leader would propose too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_proto::meta::{
+    ClusterMap, NodeState, Outcome, PutGroups, PutPlacement, Refusal, SetTargetStates, StorageClass, TargetState, command,
+    outcome,
+};
+
+use super::algorithm::{Candidate, Wanted, plan};
+use super::class::{choose, width};
+use crate::formation::voters::{self, MetaNode};
+use crate::node::contact::is_meta;
+use crate::service::zone_head::ZoneHead;
+use crate::supervisor::Progress;
+
+const TICK: Duration = Duration::from_millis(250);
+/// A meta node that has not beaten for this long does not become a voter now.
+const ALIVE: Duration = Duration::from_secs(5);
+
+/// Runs until the node stops.
+pub(crate) async fn run(head: Arc<ZoneHead>, progress: Progress) -> anyhow::Result<()> {
+    loop {
+        tokio::time::sleep(TICK).await;
+        let leads = head.leads();
+        head.liveness.lock().lead(leads, head.now());
+        if !leads {
+            continue;
+        }
+        match step(&head).await {
+            Ok(changes) => {
+                progress.done(changes);
+                progress.well();
+            }
+            Err(error) => progress.trouble(format!("{error:#}")),
+        }
+    }
+}
+
+/// One look at everything. Returns how many commands were committed.
+async fn step(head: &ZoneHead) -> anyhow::Result<u64> {
+    let Some(map) = head.feed.current().filter(|map| map.generation > 0) else { return Ok(0) };
+    let mut commands = Vec::new();
+    let changes = head.liveness.lock().changes(&map, head.config.down_after.get(), head.now());
+    for change in &changes {
+        match change.state() {
+            TargetState::TargetDown => tracing::warn!(target_id = change.target, "target is down: writes go elsewhere"),
+            state => tracing::info!(target_id = change.target, ?state, "target is back"),
+        }
+    }
+    if !changes.is_empty() {
+        commands.push(command::Op::SetTargetStates(SetTargetStates { changes }));
+    }
+    let groups = voters::plan(&meta_nodes(head, &map), &map.groups);
+    if !groups.is_empty() {
+        commands.push(command::Op::PutGroups(PutGroups { groups }));
+    }
+    match placement(head, &map) {
+        Ok(change) => {
+            *head.placement_wait.lock() = None;
+            commands.extend(change.map(command::Op::PutPlacement));
+        }
+        Err(reason) => *head.placement_wait.lock() = Some(reason),
+    }
+    let count = commands.len() as u64;
+    for op in commands {
+        let outcome = head.propose(head.request_id(), op).await?;
+        accept(&outcome)?;
+        settle(head, &outcome).await;
+    }
+    Ok(count)
+}
+
+fn accept(outcome: &Outcome) -> anyhow::Result<()> {
+    match outcome.refusal() {
+        // Somebody else changed the map first: the next look starts from that.
+        Refusal::None | Refusal::StaleGeneration => Ok(()),
+        refusal => anyhow::bail!("the zone refused: {refusal:?} {}", outcome.detail),
+    }
+}
+
+/// Waits until this node's own map has what was just committed, so that the next look does not propose it again.
+async fn settle(head: &ZoneHead, outcome: &Outcome) {
+    if let Some(outcome::Ok::Generation(generation)) = outcome.ok {
+        let mut maps = head.feed.subscribe();
+        let seen = maps.wait_for(|map| map.as_ref().is_some_and(|map| map.generation >= generation));
+        // A slow replica only means that the same is proposed twice.
+        drop(tokio::time::timeout(Duration::from_secs(2), seen).await);
+    }
+}
+
+fn meta_nodes(head: &ZoneHead, map: &ClusterMap) -> Vec<MetaNode> {
+    let liveness = head.liveness.lock();
+    let now = head.now();
+    map.nodes
+        .iter()
+        .filter(|node| is_meta(node) && node.state() != NodeState::NodeRemoved)
+        .map(|node| MetaNode {
+            id: node.id,
+            host: node.host.clone(),
+            alive: node.id == head.me().get() || liveness.beats(node.id, ALIVE, now),
+        })
+        .collect()
+}
+
+/// Targets of `media` that carry placement groups.
+fn candidates(map: &ClusterMap, media: &str) -> Vec<Candidate> {
+    let hosts: BTreeMap<u64, &str> = map.nodes.iter().map(|node| (node.id, node.host.as_str())).collect();
+    map.targets
+        .iter()
+        .filter(|target| target.state() != TargetState::TargetOut && target.media == media)
+        .filter_map(|target| {
+            Some(Candidate {
+                id: target.id,
+                domain: (*hosts.get(&target.node)?).to_owned(),
+                // By the GiB, so that disks of one make count as equal.
+                weight: (target.capacity_bytes >> 30).max(1),
+            })
+        })
+        .collect()
+}
+
+/// The placement that has to be proposed, if any.
+///
+/// # Errors
+/// What placement waits for, in words.
+fn placement(head: &ZoneHead, map: &ClusterMap) -> Result<Option<PutPlacement>, String> {
+    let next_id = map.pgs.iter().map(|pg| pg.id).max().unwrap_or(0) + 1;
+    if let Some(class) = map.classes.first().filter(|_| !map.pgs.is_empty()) {
+        return Ok(grow(map, class, next_id));
+    }
+    let targets = candidates(map, "default");
+    let initial = head.config.initial_targets as usize;
+    if targets.len() < initial {
+        return Err(format!("{} of {initial} initial targets have joined (meta.initial_targets)", targets.len()));
+    }
+    let choice = choose(&head.config, &targets)?;
+    let wanted = Wanted {
+        class: &choice.class.name,
+        width: width(&choice.class),
+        shared_domains: choice.shared_hosts,
+    };
+    let pgs = plan(&[], &targets, wanted, next_id)
+        .ok_or_else(|| format!("{} targets cannot bear groups of {}", targets.len(), wanted.width))?;
+    if let Some(warning) = &choice.warning {
+        tracing::warn!(warning, "placement is weaker than three hosts would make it");
+    }
+    tracing::info!(groups = pgs.len(), width = wanted.width, targets = targets.len(), "placement made");
+    Ok(Some(PutPlacement { expected_generation: map.generation, classes: vec![choice.class], pgs }))
+}
+
+/// More groups for targets that have come since. Groups that exist stay as they are.
+fn grow(map: &ClusterMap, class: &StorageClass, next_id: u32) -> Option<PutPlacement> {
+    let existing: Vec<_> = map.pgs.iter().filter(|pg| pg.class == class.name).cloned().collect();
+    let placed: BTreeSet<u32> = existing.iter().flat_map(|pg| pg.targets.iter().copied()).collect();
+    let mut targets = candidates(map, &class.media);
+    if targets.iter().all(|target| placed.contains(&target.id)) {
+        return None;
+    }
+    // Members that take no writes at the moment are still members: their groups are not to be changed.
+    let known: BTreeSet<u32> = targets.iter().map(|target| target.id).collect();
+    if placed.iter().any(|id| !known.contains(id)) {
+        return None;
+    }
+    let hosts = targets.iter().map(|target| target.domain.clone()).collect::<BTreeSet<_>>().len();
+    let width = width(class);
+    targets.sort_by_key(|target| target.id);
+    let wanted = Wanted { class: &class.name, width, shared_domains: width > hosts };
+    let grown = plan(&existing, &targets, wanted, next_id).filter(|pgs| pgs.len() > existing.len())?;
+    let others = map.pgs.iter().filter(|pg| pg.class != class.name).cloned();
+    tracing::info!(groups = grown.len(), was = existing.len(), "placement grown");
+    let pgs = grown.into_iter().chain(others).collect();
+    Some(PutPlacement { expected_generation: map.generation, classes: Vec::new(), pgs })
+}

@@ -1,0 +1,104 @@
+//! `Admin`: the operator's questions, on every node. The zone's leader answers; other nodes send the question on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_client::Cluster;
+use holdfast_proto::admin::admin_client::AdminClient;
+use holdfast_proto::admin::admin_server::Admin;
+use holdfast_proto::admin::{
+    AdminListBucketsRequest, AdminListBucketsResponse, BucketStatus, StatusRequest, StatusResponse,
+};
+use holdfast_proto::error::Fault;
+use holdfast_proto::meta::{Bucket, CountBucket, Counters, Query, answer, query};
+use holdfast_proto::v1::FaultKind;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use super::status;
+use super::zone_head::ZoneHead;
+use crate::node::contact::{Contact, FORWARDED, MAP_BYTES_MAX, forwarded};
+
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
+const PAGE: u32 = 1000;
+
+/// The service of one node.
+#[derive(Debug, Clone)]
+pub(crate) struct AdminService {
+    /// Meta nodes only.
+    pub(crate) head: Option<Arc<ZoneHead>>,
+    pub(crate) contact: Arc<Contact>,
+    /// `None` until the zone has been reached.
+    pub(crate) cluster: watch::Receiver<Option<Cluster>>,
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let sent_on = request.metadata().contains_key(FORWARDED);
+        let Some(head) = &self.head else {
+            return Ok(Response::new(self.contact.status().await?));
+        };
+        if !head.leads() && !sent_on
+            && let Ok(channel) = head.leader_channel()
+        {
+            let mut client = AdminClient::new(channel).max_decoding_message_size(MAP_BYTES_MAX);
+            let asked = tokio::time::timeout(FORWARD_TIMEOUT, client.status(forwarded(StatusRequest {}))).await;
+            if let Ok(Ok(answer)) = asked {
+                return Ok(answer);
+            }
+        }
+        // Without a leader an operator needs to see all the more what this node knows.
+        let cluster = self.cluster.borrow().clone();
+        Ok(Response::new(status::status(head, cluster.as_ref()).await?))
+    }
+
+    async fn list_buckets(
+        &self,
+        _request: Request<AdminListBucketsRequest>,
+    ) -> Result<Response<AdminListBucketsResponse>, Status> {
+        let cluster = self.cluster.borrow().clone();
+        let cluster = cluster
+            .ok_or_else(|| Fault::new(FaultKind::FaultUnavailable, "this node has not reached the zone yet"))?;
+        Ok(Response::new(buckets(&cluster).await?))
+    }
+}
+
+async fn buckets(cluster: &Cluster) -> Result<AdminListBucketsResponse, Fault> {
+    let mut response = AdminListBucketsResponse::default();
+    let mut after = String::new();
+    loop {
+        let page = cluster.list_buckets(None, "", &after, PAGE).await.map_err(unavailable)?;
+        let more = page.more;
+        for bucket in page.buckets {
+            after.clone_from(&bucket.name);
+            let counters = count(cluster, &bucket).await?;
+            response.buckets.push(BucketStatus { bucket: Some(bucket), counters: Some(counters) });
+        }
+        if !more {
+            return Ok(response);
+        }
+    }
+}
+
+/// The sum over the partitions that own slots of the bucket.
+async fn count(cluster: &Cluster, bucket: &Bucket) -> Result<Counters, Fault> {
+    let mut sum = Counters::default();
+    for (group, _) in cluster.map().partitions_of_bucket(bucket).map_err(unavailable)? {
+        let ask = Query { of: Some(query::Of::CountBucket(CountBucket { bucket: bucket.id.clone() })) };
+        // A bucket that is being made or deleted has no row here.
+        if let Some(answer::Ok::Counters(part)) = cluster.query(group, ask).await.map_err(unavailable)?.ok {
+            sum.objects += part.objects;
+            sum.versions += part.versions;
+            sum.markers += part.markers;
+            sum.bytes += part.bytes;
+            sum.uploads += part.uploads;
+            sum.part_bytes += part.part_bytes;
+        }
+    }
+    Ok(sum)
+}
+
+fn unavailable(error: holdfast_client::Error) -> Fault {
+    Fault::new(FaultKind::FaultUnavailable, error.to_string())
+}

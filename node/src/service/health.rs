@@ -1,0 +1,229 @@
+//! Named conditions of the zone, each with a sentence and a next step. Pure: status in, codes out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_proto::admin::{GroupStatus, HealthCode, NodeStatus};
+use holdfast_proto::id::{GroupId, NodeId};
+use holdfast_proto::meta::{ClusterMap, TargetState};
+
+use crate::formation::voters::voter_count;
+use crate::node::contact::is_meta;
+use crate::placement::class::width;
+
+/// What the codes are derived from.
+#[derive(Debug)]
+pub(crate) struct Facts<'a> {
+    pub(crate) map: &'a ClusterMap,
+    pub(crate) nodes: &'a [NodeStatus],
+    pub(crate) groups: &'a [GroupStatus],
+    /// Whether the one who looks leads the zone: only it hears the nodes.
+    pub(crate) leads: bool,
+    pub(crate) placement_wait: Option<&'a str>,
+    pub(crate) missed_writes: u64,
+    /// Meta nodes that `zone init` named.
+    pub(crate) meta_named: usize,
+}
+
+fn code(severity: &str, code: &str, summary: String, next_step: &str) -> HealthCode {
+    HealthCode { code: code.to_owned(), severity: severity.to_owned(), summary, next_step: next_step.to_owned() }
+}
+
+/// All conditions, errors first.
+pub(crate) fn codes(facts: &Facts<'_>) -> Vec<HealthCode> {
+    let mut codes = Vec::new();
+    leaders(facts, &mut codes);
+    meta_nodes(facts, &mut codes);
+    placement(facts, &mut codes);
+    targets(facts, &mut codes);
+    codes.sort_by_key(|code| code.severity != "error");
+    codes
+}
+
+fn leaders(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
+    if !facts.leads {
+        codes.push(code(
+            "error",
+            "NO_ZONE_LEADER",
+            "the zone group has no leader that this node can reach: what is shown may be old".to_owned(),
+            "start the meta nodes that are down; a majority of the voters is needed",
+        ));
+    }
+    for group in facts.groups.iter().filter(|group| group.leader == 0) {
+        let name = GroupId::from_u64(group.group).map_or_else(|_| group.group.to_string(), |id| id.to_string());
+        codes.push(code(
+            "error",
+            "GROUP_NO_LEADER",
+            format!("group {name} has no leader"),
+            "start the meta nodes that are down; a majority of the voters is needed",
+        ));
+    }
+}
+
+fn meta_nodes(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
+    let meta: Vec<_> = facts.map.nodes.iter().filter(|node| is_meta(node)).collect();
+    let hosts: BTreeSet<&str> = meta.iter().map(|node| node.host.as_str()).collect();
+    if meta.len() < facts.meta_named {
+        codes.push(code(
+            "warning",
+            "META_NODES_MISSING",
+            format!("{} of the {} meta nodes named at zone init have joined", meta.len(), facts.meta_named),
+            "start the missing ones with their seeds and join token",
+        ));
+    } else if voter_count(hosts.len()) < 3 {
+        codes.push(code(
+            "warning",
+            "META_NOT_REPLICATED",
+            format!("metadata has one voter: there are meta nodes on {} host(s)", hosts.len()),
+            "add meta nodes until there are three hosts",
+        ));
+    }
+    for node in facts.nodes.iter().filter(|node| !node.alive) {
+        let id = NodeId::new(node.node);
+        codes.push(code(
+            "error",
+            "NODE_SILENT",
+            format!("node {id} has been silent for {} s", node.silent_ms / 1000),
+            "start it, or look at its log",
+        ));
+    }
+}
+
+fn placement(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
+    if let Some(reason) = facts.placement_wait {
+        codes.push(code(
+            "error",
+            "NO_PLACEMENT",
+            format!("nothing larger than a metadata row can be stored: {reason}"),
+            "add data nodes, or change [meta] of the meta nodes",
+        ));
+    }
+    let hosts: BTreeMap<u64, &str> =
+        facts.map.nodes.iter().map(|node| (node.id, node.host.as_str())).collect();
+    let used: BTreeSet<&str> =
+        facts.map.targets.iter().filter_map(|target| hosts.get(&target.node).copied()).collect();
+    for class in facts.map.classes.iter().filter(|_| !facts.map.pgs.is_empty()) {
+        let width = width(class);
+        if width == 1 {
+            codes.push(code(
+                "warning",
+                "ONE_COPY",
+                format!("class {} keeps one copy: a lost disk is lost data", class.name),
+                "keep nothing here that cannot be lost",
+            ));
+        } else if used.len() < width {
+            codes.push(code(
+                "warning",
+                "HOSTS_SHARED",
+                format!("class {} spreads {width} shards over {} host(s)", class.name, used.len()),
+                "add data nodes on other hosts",
+            ));
+        } else if used.len() == width {
+            codes.push(code(
+                "warning",
+                "NO_SPARE_HOST",
+                format!("class {} uses all {width} hosts: what a lost host held cannot be rebuilt elsewhere", class.name),
+                "add a data node on one more host",
+            ));
+        }
+    }
+    if facts.missed_writes > 0 {
+        codes.push(code(
+            "warning",
+            "SHARDS_MISSING",
+            format!("{} write(s) are stored with fewer shards than their class asks for", facts.missed_writes),
+            "bring the targets that were down back",
+        ));
+    }
+}
+
+fn targets(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
+    for target in &facts.map.targets {
+        let state = target.state();
+        if state == TargetState::TargetDown {
+            codes.push(code(
+                "error",
+                "TARGET_DOWN",
+                format!("target {} on node {} is down: writes go elsewhere", target.id, NodeId::new(target.node)),
+                "start its node, or replace its disk",
+            ));
+        }
+    }
+    for report in facts.nodes.iter().flat_map(|node| &node.targets) {
+        if report.corrupt_blocks > 0 {
+            codes.push(code(
+                "warning",
+                "CORRUPT_BLOCKS",
+                format!("target {} found {} block(s) that do not match their checksum", report.target, report.corrupt_blocks),
+                "what was read was right; look at the disk",
+            ));
+        }
+        if !report.writable {
+            codes.push(code(
+                "error",
+                "TARGET_READ_ONLY",
+                format!("target {} takes no writes: {}", report.target, report.fault),
+                "free space or replace the disk",
+            ));
+        } else if report.recovering {
+            codes.push(code(
+                "warning",
+                "TARGET_RECOVERING",
+                format!("target {} is reading its segments after an unclean stop", report.target),
+                "wait",
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_proto::meta::{Node, PlacementGroup, StorageClass, Target, TargetReport};
+
+    fn zone(hosts: u64) -> ClusterMap {
+        let node = |id: u64, role: &str| Node {
+            id,
+            host: format!("h{id}"),
+            roles: vec![role.to_owned()],
+            ..Node::default()
+        };
+        ClusterMap {
+            nodes: (1..=3).map(|id| node(id, "meta")).chain((4..4 + hosts).map(|id| node(id, "data"))).collect(),
+            targets: (4..4 + hosts)
+                .map(|id| Target { id: id as u32, node: id, state: TargetState::TargetUp.into(), ..Target::default() })
+                .collect(),
+            pgs: vec![PlacementGroup::default()],
+            classes: vec![StorageClass {
+                name: "STANDARD".to_owned(),
+                scheme: Some(crate::placement::class::copies(3)),
+                ..StorageClass::default()
+            }],
+            ..ClusterMap::default()
+        }
+    }
+
+    fn names(facts: &Facts<'_>) -> Vec<String> {
+        codes(facts).into_iter().map(|code| code.code).collect()
+    }
+
+    fn well(map: &ClusterMap) -> Facts<'_> {
+        Facts { map, nodes: &[], groups: &[], leads: true, placement_wait: None, missed_writes: 0, meta_named: 3 }
+    }
+
+    #[test]
+    fn a_zone_with_a_spare_host_is_well() {
+        assert_eq!(names(&well(&zone(4))), Vec::<String>::new());
+        assert_eq!(names(&well(&zone(3))), ["NO_SPARE_HOST"]);
+        assert_eq!(names(&well(&zone(2))), ["HOSTS_SHARED"]);
+    }
+
+    #[test]
+    fn errors_come_first() {
+        let mut map = zone(4);
+        map.targets[0].set_state(TargetState::TargetDown);
+        let report = TargetReport { target: 5, writable: true, corrupt_blocks: 2, ..TargetReport::default() };
+        let nodes = [NodeStatus { node: 4, alive: false, silent_ms: 20_000, targets: vec![report] }];
+        let facts = Facts { nodes: &nodes, missed_writes: 1, ..well(&map) };
+        assert_eq!(names(&facts), ["NODE_SILENT", "TARGET_DOWN", "SHARDS_MISSING", "CORRUPT_BLOCKS"]);
+    }
+}

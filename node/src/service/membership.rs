@@ -1,0 +1,194 @@
+//! `Membership`: joins and heartbeats, answered by the zone's leader; other meta nodes send them on to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_proto::error::Fault;
+use holdfast_proto::meta::membership_client::MembershipClient;
+use holdfast_proto::meta::membership_server::Membership;
+use holdfast_proto::meta::{
+    HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, Node, Outcome, PutNode, PutTarget, Refusal, Target,
+    TargetFree, TargetState, command, outcome,
+};
+use holdfast_proto::v1::FaultKind;
+use tonic::{Request, Response, Status};
+
+use super::zone_head::ZoneHead;
+use crate::node::contact::{FORWARDED, MAP_BYTES_MAX, forwarded};
+
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// The service over one zone head.
+#[derive(Debug, Clone)]
+pub(crate) struct MembershipService(pub(crate) Arc<ZoneHead>);
+
+#[tonic::async_trait]
+impl Membership for MembershipService {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let sent_on = request.metadata().contains_key(FORWARDED);
+        let request = request.into_inner();
+        if self.0.leads() {
+            return Ok(Response::new(self.join_here(request).await?));
+        }
+        let channel = self.forward_to(sent_on)?;
+        let mut client = MembershipClient::new(channel).max_decoding_message_size(MAP_BYTES_MAX);
+        in_time(client.join(forwarded(request))).await
+    }
+
+    async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
+        let sent_on = request.metadata().contains_key(FORWARDED);
+        let request = request.into_inner();
+        if self.0.leads() {
+            return Ok(Response::new(self.heartbeat_here(request)?));
+        }
+        let channel = self.forward_to(sent_on)?;
+        let response = in_time(MembershipClient::new(channel).heartbeat(forwarded(request))).await?;
+        if !response.get_ref().free.is_empty() {
+            self.0.free.write().clone_from(&response.get_ref().free);
+        }
+        Ok(response)
+    }
+}
+
+async fn in_time<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    match tokio::time::timeout(FORWARD_TIMEOUT, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Fault::new(FaultKind::FaultUnavailable, "the zone's leader gave no answer").into()),
+    }
+}
+
+impl MembershipService {
+    fn forward_to(&self, sent_on: bool) -> Result<tonic::transport::Channel, Fault> {
+        if sent_on {
+            let leader = self.0.groups.leader(self.0.zone_group());
+            return Err(Fault::not_leader(leader.map_or(0, holdfast_proto::id::NodeId::get)));
+        }
+        self.0.leader_channel()
+    }
+
+    async fn join_here(&self, request: JoinRequest) -> Result<JoinResponse, Fault> {
+        let head = &self.0;
+        let identity = &head.identity;
+        let foreign = |message: &str| Err(Fault::new(FaultKind::Foreign, message));
+        if !request.realm.is_empty() && request.realm != identity.realm.to_wire() {
+            return foreign("its directory belongs to another realm");
+        }
+        if aws_lc_rs::constant_time::verify_slices_are_equal(request.token.as_bytes(), identity.join_token.bytes())
+            .is_err()
+        {
+            return foreign("wrong join token");
+        }
+        let node = request.node.ok_or_else(|| Fault::new(FaultKind::Invalid, "a join without a node"))?;
+        let id = self.put_node(node, request.nonce).await?;
+        let mut targets = Vec::with_capacity(request.targets.len());
+        for target in request.targets {
+            targets.push(self.put_target(Target { node: id, ..target }).await?);
+        }
+        let map = head.read_map().await?;
+        Ok(JoinResponse {
+            realm: identity.realm.to_wire(),
+            zone: u32::from(identity.zone),
+            node: id,
+            targets,
+            realm_key: Bytes::copy_from_slice(identity.realm_key.bytes()),
+            map: Some(map),
+        })
+    }
+
+    async fn put_node(&self, node: Node, nonce: Bytes) -> Result<u64, Fault> {
+        let head = &self.0;
+        let new = node.id == 0;
+        let request = if new {
+            if nonce.len() != 16 {
+                return Err(Fault::new(FaultKind::Invalid, "a first join carries 16 random bytes"));
+            }
+            nonce
+        } else {
+            head.request_id()
+        };
+        let (id, host, roles) = (node.id, node.host.clone(), node.roles.join(","));
+        let outcome = head.propose(request, command::Op::PutNode(PutNode { node: Some(node) })).await?;
+        match outcome {
+            Outcome { refusal: 0, ok: Some(outcome::Ok::Node(id)), .. } => {
+                if new {
+                    tracing::info!(node = %holdfast_proto::id::NodeId::new(id), host, roles, "node joined");
+                }
+                Ok(id)
+            }
+            Outcome { refusal: 0, .. } => Ok(id),
+            refused => Err(refused_node(&refused)),
+        }
+    }
+
+    async fn put_target(&self, target: Target) -> Result<u32, Fault> {
+        let head = &self.0;
+        let map = head.read_map().await?;
+        // A target that is known keeps its state: heartbeats bring it up.
+        if let Some(known) = map.targets.iter().find(|known| known.uuid == target.uuid) {
+            let same = known.node == target.node
+                && known.media == target.media
+                && known.capacity_bytes == target.capacity_bytes;
+            if same {
+                return Ok(known.id);
+            }
+        }
+        let state = map
+            .targets
+            .iter()
+            .find(|known| known.uuid == target.uuid)
+            .map_or(TargetState::TargetUp, Target::state)
+            .into();
+        let op = command::Op::PutTarget(PutTarget { target: Some(Target { state, ..target }) });
+        let outcome = head.propose(head.request_id(), op).await?;
+        match outcome.ok {
+            Some(outcome::Ok::Target(id)) if outcome.refusal == 0 => Ok(id),
+            _ => Err(Fault::new(
+                FaultKind::Invalid,
+                format!("target refused: {:?} {}", outcome.refusal(), outcome.detail),
+            )),
+        }
+    }
+
+    fn heartbeat_here(&self, request: HeartbeatRequest) -> Result<HeartbeatResponse, Fault> {
+        let head = &self.0;
+        let mut liveness = head.liveness.lock();
+        // The keeper may not have noticed yet that this node leads.
+        liveness.lead(true, head.now());
+        if !liveness.beat(request.node, request.incarnation, request.targets, head.now()) {
+            return Err(Fault::new(FaultKind::Invalid, "a younger incarnation of this node is alive"));
+        }
+        let map = head.feed.current();
+        let is_meta = map
+            .as_ref()
+            .is_some_and(|map| map.nodes.iter().any(|node| node.id == request.node && crate::node::contact::is_meta(node)));
+        let free: Vec<TargetFree> = if is_meta {
+            liveness
+                .all_reports()
+                .map(|report| TargetFree { target: report.target, free_bytes: report.free_bytes })
+                .collect()
+        } else {
+            Vec::new()
+        };
+        drop(liveness);
+        if is_meta && request.node == head.me().get() {
+            head.free.write().clone_from(&free);
+        }
+        Ok(HeartbeatResponse {
+            hlc: head.groups.hlc().get(),
+            map_generation: map.map_or(0, |map| map.generation),
+            free,
+        })
+    }
+}
+
+fn refused_node(outcome: &Outcome) -> Fault {
+    match outcome.refusal() {
+        Refusal::StaleIncarnation => Fault::new(
+            FaultKind::Invalid,
+            "its directory went back in time (an older copy was restored): give it a new directory, it will join as a \
+             new node",
+        ),
+        refusal => Fault::new(FaultKind::Invalid, format!("{refusal:?} {}", outcome.detail)),
+    }
+}

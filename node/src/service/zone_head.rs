@@ -1,0 +1,128 @@
+//! What a meta node knows and does for its zone: shared by its services and by the keeper.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_proto::error::Fault;
+use holdfast_proto::id::{GroupId, NodeId};
+use holdfast_proto::meta::{
+    Answer, ClusterMap, Command, GetMap, Outcome, Query, TargetFree, answer, command, query,
+};
+use holdfast_proto::v1::FaultKind;
+use parking_lot::{Mutex, RwLock};
+use tonic::transport::Channel;
+
+use crate::config::MetaConfig;
+use crate::env::Env;
+use crate::meta::Groups;
+use crate::node::contact::connect_lazy;
+use crate::node::directory::Identity;
+use crate::node::map_feed::MapFeed;
+use crate::placement::liveness::Liveness;
+
+/// Shared by reference.
+#[derive(Debug)]
+pub(crate) struct ZoneHead {
+    pub(crate) groups: Arc<Groups>,
+    pub(crate) identity: Identity,
+    pub(crate) config: MetaConfig,
+    pub(crate) feed: MapFeed,
+    pub(crate) env: Env,
+    pub(crate) liveness: Mutex<Liveness>,
+    /// Free space as the zone's leader last told: passed on to watchers.
+    pub(crate) free: RwLock<Vec<TargetFree>>,
+    /// Why placement has not been made, in the words for an operator.
+    pub(crate) placement_wait: Mutex<Option<String>>,
+    leader_channel: Mutex<Option<(String, Channel)>>,
+}
+
+impl ZoneHead {
+    pub(crate) fn new(groups: Arc<Groups>, identity: Identity, config: MetaConfig, feed: MapFeed, env: Env) -> Self {
+        Self {
+            groups,
+            identity,
+            config,
+            feed,
+            env,
+            liveness: Mutex::default(),
+            free: RwLock::default(),
+            placement_wait: Mutex::default(),
+            leader_channel: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn me(&self) -> NodeId {
+        self.identity.node
+    }
+
+    pub(crate) fn zone_group(&self) -> GroupId {
+        GroupId::zone_group(self.identity.zone_id())
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.groups.is_leader(self.zone_group())
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.env.monotonic()
+    }
+
+    /// A request id nobody else has.
+    pub(crate) fn request_id(&self) -> Bytes {
+        let mut raw = [0; 16];
+        self.env.fill_random(&mut raw);
+        Bytes::copy_from_slice(&raw)
+    }
+
+    /// Commits one command of the zone group.
+    ///
+    /// # Errors
+    /// A fault of the group; refusals are in the outcome.
+    pub(crate) async fn propose(&self, request: Bytes, op: command::Op) -> Result<Outcome, Fault> {
+        let command = Command {
+            request,
+            first_attempt_hlc: self.groups.hlc().get(),
+            op: Some(op),
+            ..Command::default()
+        };
+        let outcomes = self.groups.propose(self.zone_group(), vec![command]).await?;
+        outcomes.into_iter().next().ok_or_else(|| Fault::new(FaultKind::Invalid, "the zone group gave no outcome"))
+    }
+
+    /// The zone's map, linearizable. Also offered to the feed.
+    ///
+    /// # Errors
+    /// A fault of the group, or when the zone has not been made.
+    pub(crate) async fn read_map(&self) -> Result<ClusterMap, Fault> {
+        let get = Query { of: Some(query::Of::GetMap(GetMap { have_generation: 0 })) };
+        let answers = self.groups.read(self.zone_group(), vec![get]).await?;
+        match answers.into_iter().next() {
+            Some(Answer { ok: Some(answer::Ok::Map(map)), .. }) => {
+                self.feed.offer(map.clone());
+                Ok(map)
+            }
+            _ => Err(Fault::new(FaultKind::FaultUnavailable, "the zone is still being made")),
+        }
+    }
+
+    /// A connection to the node that leads the zone.
+    ///
+    /// # Errors
+    /// When no other leader is known.
+    pub(crate) fn leader_channel(&self) -> Result<Channel, Fault> {
+        let none = || Fault::new(FaultKind::FaultUnavailable, "the zone has no leader at the moment");
+        let leader = self.groups.leader(self.zone_group()).filter(|leader| *leader != self.me()).ok_or_else(none)?;
+        let map = self.feed.current().ok_or_else(none)?;
+        let address = map.nodes.iter().find(|node| node.id == leader.get()).map(|node| node.addr.clone()).ok_or_else(none)?;
+        let mut open = self.leader_channel.lock();
+        match &*open {
+            Some((known, channel)) if *known == address => Ok(channel.clone()),
+            _ => {
+                let channel = connect_lazy(&address)?;
+                *open = Some((address, channel.clone()));
+                Ok(channel)
+            }
+        }
+    }
+}

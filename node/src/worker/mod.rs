@@ -1,0 +1,4 @@
+//! Background work that belongs to no single role's module.
+
+pub(crate) mod buckets;
+pub(crate) mod garbage;
