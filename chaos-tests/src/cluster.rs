@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::Signal;
@@ -206,11 +206,13 @@ impl Zone {
         status.success()
     }
 
-    /// `holdfast <args>` against this zone.
+    /// `holdfast <args>` put to a meta node that runs.
     pub fn cli(&self, args: &[&str]) -> Output {
+        let asked = self.nodes("meta").into_iter().find(|node| process::runs(node.pid));
+        let endpoint = asked.map_or_else(|| self.zone().grpc.clone(), |node| node.addr.to_string());
         Command::new(binary())
             .args(args)
-            .args(["--endpoint", &self.zone().grpc])
+            .args(["--endpoint", &endpoint])
             .stdin(Stdio::null())
             .output()
             .expect("the binary runs")
@@ -221,6 +223,53 @@ impl Zone {
         let output = self.cli(&["status", "--json"]);
         anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// The meta node that leads the most groups, once every group has a leader.
+    pub fn leader(&self) -> Node {
+        let leader = wait::until("every group to have a leader", START, || {
+            let status = self.status().ok()?;
+            let leaders: Vec<u64> = status["groups"]
+                .as_array()?
+                .iter()
+                .map(|group| group["leader"].as_u64())
+                .collect::<Option<_>>()?;
+            let most = leaders.iter().max_by_key(|id| leaders.iter().filter(|other| other == id).count())?;
+            (!leaders.contains(&0)).then_some(*most)
+        });
+        self.zone().nodes.iter().find(|node| node.id == leader).expect("a leader is a node").clone()
+    }
+
+    /// The sum of a metric over its labels, on every node that runs.
+    pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let status = self.status()?;
+        let nodes = status["nodes"].as_array().context("nodes in status")?;
+        let mut sum = 0.0;
+        for node in nodes {
+            let Ok(addr) = node["admin"].as_str().unwrap_or_default().parse() else { continue };
+            // A node that is down has no metrics.
+            let Ok(text) = process::http_get(addr, "/metrics") else { continue };
+            let lines = text.lines().filter(|line| line.starts_with(name));
+            sum += lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>();
+        }
+        Ok(sum)
+    }
+
+    /// Runs `holdfast server -c` on a configuration until it ends by itself, and kills it when it does not.
+    pub fn server(&self, config: &Path) -> Output {
+        let mut command = Command::new(binary());
+        command.args(["server", "-c"]).arg(config).stdout(Stdio::piped());
+        let log = format!("server-{:08x}.log", rand::random::<u32>());
+        let child = self.group.spawn(&mut command, &log).expect("the binary runs");
+        let pid = child.id();
+        let ended = Instant::now() + Duration::from_secs(60);
+        while process::runs(pid) && Instant::now() < ended {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        process::signal(pid, Signal::KILL);
+        let mut output = child.wait_with_output().expect("a child that ended");
+        output.stderr = std::fs::read(self.group.dir().join(log)).unwrap_or_default();
+        output
     }
 
     /// The end of what the zone's processes logged.

@@ -1,9 +1,9 @@
 //! A load like `aws s3 sync` of a source tree: many small files, some large, several at once, retried as the AWS CLI
 //! retries. It remembers every promise the server made and checks them all.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -11,6 +11,8 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
+
+use tokio::task::JoinSet;
 
 use crate::s3::S3;
 use crate::sums;
@@ -69,6 +71,7 @@ pub struct Sync {
     pub done: Arc<AtomicUsize>,
     /// Attempts that failed and were repeated.
     pub repeated: Arc<AtomicUsize>,
+    acknowledged: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Sync {
@@ -79,50 +82,90 @@ impl Sync {
             tree: tree.clone(),
             done: Arc::default(),
             repeated: Arc::default(),
+            acknowledged: Arc::default(),
         }
     }
 
     /// Uploads the tree, `concurrency` files at once. An error is a file that the AWS CLI would have given up on.
+    ///
+    /// Dropped, it stops where it is.
     pub async fn upload(self, concurrency: usize) -> anyhow::Result<()> {
-        let this = &self;
-        stream::iter(this.tree.files.iter().cloned())
-            .map(|file| async move {
-                let content = file.content();
-                let etag = sums::etag(&content);
-                let answered = this
-                    .attempt(&file.key, async || {
-                        let answer = this.s3.put(&this.bucket, &file.key, content.clone()).send().await?;
-                        match answer.status {
-                            200 => Ok(answer.header("etag").to_owned()),
-                            _ => bail!("{answer:?}"),
-                        }
-                    })
-                    .await?;
-                anyhow::ensure!(answered == etag, "{}: ETag {answered}, not {etag}", file.key);
-                this.done.fetch_add(1, Ordering::Relaxed);
-                Ok(())
+        let next = Arc::new(AtomicUsize::new(0));
+        let mut workers = JoinSet::new();
+        for _ in 0..concurrency {
+            let (this, next) = (self.clone(), next.clone());
+            workers.spawn(async move {
+                while let Some(file) = this.tree.files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    this.upload_one(file).await?;
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(worker) = workers.join_next().await {
+            worker??;
+        }
+        Ok(())
+    }
+
+    async fn upload_one(&self, file: &File) -> anyhow::Result<()> {
+        let content = file.content();
+        let etag = sums::etag(&content);
+        let answered = self
+            .attempt(&file.key, || async {
+                let answer = self.s3.put(&self.bucket, &file.key, content.clone()).send().await?;
+                match answer.status {
+                    200 => Ok(answer.header("etag").to_owned()),
+                    _ => bail!("{answer:?}"),
+                }
             })
-            .buffer_unordered(concurrency)
-            .try_collect()
-            .await
+            .await?;
+        anyhow::ensure!(answered == etag, "{}: ETag {answered}, not {etag}", file.key);
+        self.acknowledged.lock().expect("no holder panics").insert(file.key.clone());
+        self.done.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The same load and its promises on another endpoint: the zone's after a restart.
+    pub fn on(&self, s3: &S3) -> Self {
+        Self { s3: s3.clone(), ..self.clone() }
     }
 
     /// Reads everything back: the listing is exactly the tree, and every file has its bytes.
     pub async fn verify(&self, concurrency: usize) -> anyhow::Result<()> {
-        let mut expected: Vec<&str> = self.tree.files.iter().map(|file| file.key.as_str()).collect();
-        expected.sort_unstable();
-        let listed = self.attempt("listing", async || self.s3.keys(&self.bucket, 1000).await).await?;
-        if listed != expected {
-            let seen: BTreeMap<&str, ()> = listed.iter().map(|key| (key.as_str(), ())).collect();
-            let missing: Vec<&&str> =
-                expected.iter().filter(|key| !seen.contains_key(**key)).take(5).collect();
-            bail!("{} keys listed, {} expected; missing: {missing:?}", listed.len(), expected.len());
-        }
+        let expected: BTreeSet<String> = self.tree.files.iter().map(|file| file.key.clone()).collect();
+        let listed = self.listed().await?;
+        let extra: Vec<_> = listed.difference(&expected).take(5).collect();
+        anyhow::ensure!(extra.is_empty(), "keys that nobody wrote: {extra:?}");
+        self.verify_keys(&expected, &listed, concurrency).await
+    }
 
-        stream::iter(self.tree.files.iter())
+    /// Reads back what was acknowledged before the load was cut short. What was not may be there or not.
+    pub async fn verify_acknowledged(&self, concurrency: usize) -> anyhow::Result<()> {
+        let acknowledged = self.acknowledged.lock().expect("no holder panics").clone();
+        let listed = self.listed().await?;
+        self.verify_keys(&acknowledged, &listed, concurrency).await
+    }
+
+    async fn listed(&self) -> anyhow::Result<BTreeSet<String>> {
+        let keys = self.attempt("listing", || self.s3.keys(&self.bucket, 1000)).await?;
+        anyhow::ensure!(keys.is_sorted(), "a listing out of order");
+        let (count, keys) = (keys.len(), BTreeSet::from_iter(keys));
+        anyhow::ensure!(keys.len() == count, "a listing with a key twice");
+        Ok(keys)
+    }
+
+    async fn verify_keys(
+        &self,
+        expected: &BTreeSet<String>,
+        listed: &BTreeSet<String>,
+        concurrency: usize,
+    ) -> anyhow::Result<()> {
+        let missing: Vec<_> = expected.difference(listed).take(5).collect();
+        anyhow::ensure!(missing.is_empty(), "{} listed; missing: {missing:?}", listed.len());
+        stream::iter(self.tree.files.iter().filter(|file| expected.contains(&file.key)))
             .map(|file| async move {
                 let body = self
-                    .attempt(&file.key, async || {
+                    .attempt(&file.key, || async {
                         let answer = self.s3.get(&self.bucket, &file.key).send().await?;
                         match answer.status {
                             200 => Ok(answer.body),
@@ -138,7 +181,10 @@ impl Sync {
             .await
     }
 
-    async fn attempt<T>(&self, what: &str, call: impl AsyncFn() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    async fn attempt<T, F>(&self, what: &str, call: impl Fn() -> F) -> anyhow::Result<T>
+    where
+        F: Future<Output = anyhow::Result<T>>,
+    {
         let mut pause = Duration::from_millis(500);
         for attempt in 1.. {
             match call().await {

@@ -1,5 +1,7 @@
 //! Bad input gets S3's own code and XML, stores nothing, and harms nobody else.
 
+#![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
+
 use std::time::Duration as Silence;
 
 use bytes::Bytes;

@@ -1,5 +1,7 @@
 //! Buckets: made, found, listed with their owner, and gone only when empty.
 
+#![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
+
 use futures::future::join_all;
 use holdfast_chaos::cluster::Zone;
 use holdfast_chaos::s3::S3;

@@ -1,5 +1,7 @@
 //! Checksums: what a client states is verified, stored and returned; what is wrong is refused and stores nothing.
 
+#![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
+
 use bytes::Bytes;
 use holdfast_chaos::chunked::{Chunked, Fault};
 use holdfast_chaos::cluster::Zone;

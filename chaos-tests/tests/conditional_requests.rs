@@ -1,5 +1,7 @@
 //! Conditions: reads that answer 304 or 412, and writes that are honest compare-and-swaps.
 
+#![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
+
 use futures::future::join_all;
 use holdfast_chaos::cluster::Zone;
 use holdfast_chaos::multipart::Upload;

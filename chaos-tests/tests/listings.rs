@@ -1,5 +1,7 @@
 //! Listings: exact byte order, delimiters, pages that neither repeat nor skip, and S3's rules at every edge.
 
+#![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
+
 use std::collections::BTreeSet;
 
 use futures::{StreamExt, stream};

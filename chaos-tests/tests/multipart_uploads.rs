@@ -1,5 +1,7 @@
 //! Multipart uploads: parts in any order and at once, replaced, copied, listed, completed once or aborted without trace.
 
+#![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
+
 use bytes::Bytes;
 use futures::future::join_all;
 use holdfast_chaos::cluster::Zone;

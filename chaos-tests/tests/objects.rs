@@ -1,5 +1,7 @@
 //! Objects: every byte, header and key comes back as it went in.
 
+#![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
