@@ -270,6 +270,7 @@ mod tests {
         }
         let wait = health.hedge_after(T, 10);
         assert!(wait >= Duration::from_millis(40) && wait < Duration::from_millis(60), "{wait:?}");
-        assert_eq!(health.read_latency(T, 10).map(|mean| mean.as_millis()), Some(40));
+        let mean = health.read_latency(T, 10).expect("it was seen");
+        assert!(mean > Duration::from_millis(39) && mean < Duration::from_millis(41), "{mean:?}");
     }
 }

@@ -16,6 +16,7 @@ use holdfast_proto::meta::{Body, MissedShard};
 use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Cluster, Inner, random_bytes};
 use crate::error::{Error, PutError};
@@ -136,8 +137,14 @@ impl Pipeline {
         let scheme = map.scheme_for(class, intent.length)?;
         let geometry = Geometry::new(&scheme, intent.length)?;
         let class = class.name.clone();
-        let writing =
-            Writing { write, geometry, scheme, class, groups: parking_lot::Mutex::new(Groups::default()) };
+        let writing = Writing {
+            write,
+            geometry,
+            scheme,
+            class,
+            groups: parking_lot::Mutex::new(Groups::default()),
+            puts: TaskTracker::new(),
+        };
         Ok(Self {
             inner,
             writing: Arc::new(writing),
@@ -214,6 +221,7 @@ impl Pipeline {
         self.lagging.push_back(stored);
         if self.lagging.len() > STRIPES_LAGGING_MAX {
             if let Some(oldest) = self.lagging.pop_front() {
+                oldest.give_up();
                 self.note_missed(&oldest);
                 self.note_late(&oldest);
             }
@@ -264,7 +272,10 @@ impl Pipeline {
     /// Lets the last shards go on for a while without anyone waiting, as long as not too many do.
     fn leave_behind(&self, stored: Stored) {
         self.note_late(&stored);
-        let Ok(permit) = self.inner.stragglers.clone().try_acquire_owned() else { return };
+        let Ok(permit) = self.inner.stragglers.clone().try_acquire_owned() else {
+            stored.give_up();
+            return;
+        };
         let cancel = self.inner.cancel.clone();
         self.inner.tasks.spawn(async move {
             let mut stored = stored;
@@ -272,7 +283,8 @@ impl Pipeline {
                 () = cancel.cancelled() => {}
                 () = stored.settle_within(PUT_MAX) => {}
             }
-            drop((stored, permit));
+            stored.give_up();
+            drop(permit);
         });
     }
 }
@@ -284,13 +296,13 @@ impl Drop for Pipeline {
             return;
         }
         self.in_flight.abort_all();
-        self.lagging.clear();
         let (inner, writing) = (self.inner.clone(), self.writing.clone());
         let touched: Vec<(u32, PgId)> = writing.groups.lock().touched.iter().copied().collect();
         if touched.is_empty() || inner.cancel.is_cancelled() {
             return;
         }
         inner.tasks.clone().spawn(async move {
+            stripe::settled(&writing.puts).await;
             crate::discard::delete_stripes(&inner, &writing.write, &writing.geometry, touched).await;
         });
     }

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use crate::cluster::Inner;
 use crate::codec::codec_for;
@@ -40,6 +41,8 @@ pub(crate) struct Writing {
     pub(crate) class: String,
     /// The group that the next stripe goes to, and those that failed.
     pub(crate) groups: Mutex<Groups>,
+    /// Shards under way, over all stripes and attempts.
+    pub(crate) puts: TaskTracker,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +69,7 @@ struct Coded {
     block_hashes: Bytes,
 }
 
-/// A stripe that is acknowledged. Its last shards may still be under way; dropping it gives them up.
+/// A stripe that is acknowledged. Its last shards may still be under way, and go on when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) number: u32,
@@ -82,6 +85,7 @@ struct Flight {
     all: u32,
     results: mpsc::UnboundedReceiver<bool>,
     tasks: Vec<AbortHandle>,
+    puts: TaskTracker,
     /// What was sent: (index, target).
     sent: Vec<(usize, TargetId)>,
     under_way: usize,
@@ -97,6 +101,11 @@ impl Stored {
                 Ok(None) | Err(_) => return,
             }
         }
+    }
+
+    /// Gives up what is under way, and the memory that it holds.
+    pub(crate) fn give_up(&self) {
+        self.flight.tasks.iter().for_each(AbortHandle::abort);
     }
 
     /// Waits for the last shards for `limit` more. Cancel-safe.
@@ -128,13 +137,6 @@ impl Stored {
             self.flight.under_way -= 1;
         }
         self.flight.under_way > 0
-    }
-}
-
-impl Drop for Flight {
-    /// What is under way when nobody waits for it any more is given up.
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -219,6 +221,12 @@ pub(crate) async fn store(
     }
 }
 
+/// Waits until no shard is under way: a shard that lands after its deletion would stay. Each has a deadline of its own.
+pub(crate) async fn settled(puts: &TaskTracker) {
+    puts.close();
+    puts.wait().await;
+}
+
 async fn attempt(
     inner: &Arc<Inner>,
     writing: &Arc<Writing>,
@@ -253,9 +261,9 @@ async fn attempt(
             }
         }
     };
-    drop(flight);
-    let (inner, writing, number) = (inner.clone(), writing.clone(), stripe.number);
+    let (inner, writing, number, puts) = (inner.clone(), writing.clone(), stripe.number, flight.puts);
     inner.tasks.clone().spawn(async move {
+        settled(&puts).await;
         crate::discard::delete_stripes(&inner, &writing.write, &writing.geometry, [(number, pg)]).await;
     });
     Err(failure)
@@ -280,6 +288,7 @@ fn launch(
 
     let (send, results) = mpsc::unbounded_channel();
     let landed = Arc::new(AtomicU32::new(0));
+    let puts = TaskTracker::new();
     let all = ((1u64 << targets.len()) - 1) as u32;
     let mut tasks = Vec::with_capacity(chosen.len());
     let under_way = chosen.len();
@@ -297,7 +306,7 @@ fn launch(
         };
         let (inner, map, epoch, data) = (inner.clone(), map.clone(), pg.epoch, shards[index].data.clone());
         let (send, landed, cancel) = (send.clone(), landed.clone(), inner.cancel.clone());
-        let task = inner.tasks.clone().spawn(async move {
+        let task = inner.tasks.clone().spawn(writing.puts.track_future(puts.track_future(async move {
             let stored = tokio::select! {
                 () = cancel.cancelled() => false,
                 stored = shard::put(&inner, &map, target, epoch, meta, data) => match stored {
@@ -313,8 +322,8 @@ fn launch(
             }
             // Nobody listens any more once the write has been committed or given up.
             let _ = send.send(stored);
-        });
+        })));
         tasks.push(task.abort_handle());
     }
-    Ok(Flight { landed, all, results, tasks, sent, under_way })
+    Ok(Flight { landed, all, results, tasks, puts, sent, under_way })
 }
