@@ -104,7 +104,7 @@ impl Children {
                     && let Some(pid) = running.child.id().and_then(|pid| Pid::from_raw(pid as i32))
                 {
                     // One that has ended meanwhile needs no signal.
-                    drop(rustix::process::kill_process(pid, Signal::TERM));
+                    let _ = rustix::process::kill_process(pid, Signal::TERM);
                 }
             }
             for at in members {

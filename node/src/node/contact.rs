@@ -25,7 +25,7 @@ pub(crate) const FORWARDED: &str = "holdfast-forwarded";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
-const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 const STATUS_TIMEOUT: Duration = Duration::from_secs(15);
 /// A map of a large zone is larger than a shard.
 pub(crate) const MAP_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use holdfast_client::{ClientConfig, Cluster};
 use holdfast_proto::admin::admin_server::AdminServer;
-use holdfast_proto::id::{GroupId, NodeId, TargetId};
+use holdfast_proto::id::{GroupId, TargetId};
 use holdfast_proto::limits::{H2_FRAME_BYTES, H2_WINDOW_BYTES};
 use holdfast_proto::meta::ClusterMap;
 use holdfast_proto::meta::membership_server::MembershipServer;
@@ -29,7 +29,7 @@ use crate::meta::{AddressBook, Groups};
 use crate::placement::keeper;
 use crate::service::admin::AdminService;
 use crate::service::http::{self, AdminHttp};
-use crate::service::incoming::{advertised, bind, connections};
+use crate::service::incoming::{Bound, advertised, bind, connections};
 use crate::service::membership::MembershipService;
 use crate::service::meta::MetaService;
 use crate::service::zone_head::ZoneHead;
@@ -76,10 +76,10 @@ impl NodeRuntime {
     pub(crate) async fn start(config: Config, env: Env, cancel: CancellationToken) -> anyhow::Result<Self> {
         let directory = Arc::new(NodeDirectory::open(&config.node.data_dir)?);
         let known = directory.identity_in(&config.node.zone)?;
-        let grpc = bind("node.listen", &config.node.listen).await?;
-        let admin = bind("node.admin_listen", &config.node.admin_listen).await?;
+        let grpc = bind("node.listen", &config.node.listen)?;
+        let admin = bind("node.admin_listen", &config.node.admin_listen)?;
         let s3 = match &config.gateway {
-            Some(gateway) => Some(bind("gateway.listen", &gateway.listen).await?),
+            Some(gateway) => Some(bind("gateway.listen", &gateway.listen)?),
             None => None,
         };
         let place = SelfDescription {
@@ -92,7 +92,7 @@ impl NodeRuntime {
         let front = Supervisor::new(CancellationToken::new());
         let conditions = Conditions::default();
         conditions.need("registered", "the zone has not let this node in yet");
-        serve_admin_http(admin, &base, &front, &conditions)?;
+        serve_admin_http(admin.listen()?, &base, &front, &conditions)?;
 
         let joined = match known {
             Some(identity) => Ok((identity, None)),
@@ -131,8 +131,8 @@ impl NodeRuntime {
 
     async fn assemble(
         mut self,
-        grpc: TcpListener,
-        s3: Option<TcpListener>,
+        grpc: Bound,
+        s3: Option<Bound>,
         map: Option<ClusterMap>,
     ) -> anyhow::Result<Self> {
         // Durable before the first word to anybody: an older copy of this directory is recognised by its number.
@@ -140,7 +140,7 @@ impl NodeRuntime {
         self.directory.save(&self.identity)?;
         let head = self.open_meta(map).await?;
         let shards = self.open_data().await?;
-        self.serve_grpc(grpc, head.as_ref(), shards.clone());
+        self.serve_grpc(grpc.listen()?, head.as_ref(), shards.clone());
         if let Some(head) = &head {
             self.found(head).await?;
             self.follow_zone(head);
@@ -163,10 +163,6 @@ impl NodeRuntime {
             "node started"
         );
         Ok(self)
-    }
-
-    pub(crate) fn id(&self) -> NodeId {
-        self.identity.node
     }
 
     /// Runs until `cancel` is cancelled or the node cannot go on, then stops it in order.
@@ -412,7 +408,7 @@ impl NodeRuntime {
         });
     }
 
-    fn serve_s3(&self, listener: TcpListener) -> anyhow::Result<()> {
+    fn serve_s3(&self, socket: Bound) -> anyhow::Result<()> {
         let Some(section) = &self.config.gateway else { return Ok(()) };
         let config = roles::gateway_config(&self.config, section, &self.identity)?;
         let cancel = self.front.cancel().clone();
@@ -423,7 +419,7 @@ impl NodeRuntime {
                 cluster = connected(&mut clusters) => cluster?,
                 () = cancel.cancelled() => return Ok(()),
             };
-            holdfast_gateway::serve(listener, cluster, config, cancel).await.map_err(anyhow::Error::from)
+            holdfast_gateway::serve(socket.listen()?, cluster, config, cancel).await.map_err(anyhow::Error::from)
         });
         let (conditions, clusters) = (self.conditions.clone(), self.cluster.subscribe());
         self.front.worker("placement-readiness", move |_| {

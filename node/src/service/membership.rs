@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 use super::zone_head::ZoneHead;
 use crate::node::contact::{FORWARDED, MAP_BYTES_MAX, forwarded};
 
-const FORWARD_TIMEOUT: Duration = Duration::from_secs(8);
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The service over one zone head.
 #[derive(Debug, Clone)]
