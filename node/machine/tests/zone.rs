@@ -1,0 +1,211 @@
+//! Nodes, targets, placement and groups: ids, generations, what is refused.
+
+mod support;
+
+use bytes::Bytes;
+use holdfast_proto::id::{GroupId, NodeId, ZoneId};
+use holdfast_proto::meta::{
+    ClusterMap, GetMap, Group, InitZone, Node, NodeState, Outcome, PlacementGroup, PutGroups, PutNode,
+    PutPlacement, PutTarget, Refusal, SetNodeState, SetTargetStates, StorageClass, Target, TargetState,
+    TargetStateChange, answer, command::Op, outcome, query::Of,
+};
+use holdfast_proto::v1::{Codec, Scheme};
+use support::{Machine, ZONE, id};
+
+const GROUP: GroupId = GroupId::zone_group(ZONE);
+
+fn init(realm: u64, zone: u32) -> InitZone {
+    InitZone {
+        realm: id(0xaa, realm),
+        zone,
+        name: "north".into(),
+        partitions: 2,
+        groups: vec![Group { id: GROUP.get(), generation: 1, ..Group::default() }],
+        first_node: Some(Node { addr: "h1:1".into(), incarnation: 1, ..Node::default() }),
+        ..InitZone::default()
+    }
+}
+
+fn zone() -> Machine {
+    let mut machine = Machine::new(GROUP);
+    let first = machine.done(Op::InitZone(init(1, 1)));
+    assert_eq!(machine.done(Op::InitZone(init(1, 1))), first, "starting it again is no change");
+    machine
+}
+
+fn map(machine: &Machine) -> ClusterMap {
+    match machine.answer(Of::GetMap(GetMap::default())) {
+        answer::Ok::Map(map) => map,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn put_node(node: Node) -> Op {
+    Op::PutNode(PutNode { node: Some(node) })
+}
+
+fn put_target(id_: u32, node: u64, uuid: u64) -> Op {
+    let target = Target { id: id_, node, uuid: id(0x77, uuid), capacity_bytes: 1 << 40, ..Target::default() };
+    Op::PutTarget(PutTarget { target: Some(target) })
+}
+
+fn node_of(outcome: Outcome) -> u64 {
+    match outcome.ok {
+        Some(outcome::Ok::Node(node)) => node,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn number(number: u64) -> u64 {
+    NodeId::in_zone(ZONE, number).unwrap().get()
+}
+
+#[test]
+fn a_zone_starts_once() {
+    let mut machine = zone();
+    assert_eq!(machine.refusal(Op::InitZone(init(2, 1))), Refusal::AlreadyExists);
+    let map = map(&machine);
+    assert_eq!((map.generation, map.zone, map.zone_name.as_str()), (1, 1, "north"));
+    assert_eq!((map.nodes[0].id, map.nodes[0].state()), (number(1), NodeState::NodeActive));
+    assert_eq!((map.slot_table.len(), map.slot_table[..3].to_vec()), (1024, vec![0, 1, 0]));
+    assert_eq!(map.groups.len(), 1);
+    let mut other = Machine::new(GroupId::zone_group(ZoneId::new(2)));
+    assert_eq!(other.refusal(Op::InitZone(init(1, 1))), Refusal::Malformed);
+    assert_eq!(other.ask(Of::GetMap(GetMap::default())).refusal(), Refusal::NotFound);
+    assert_eq!(other.refusal(put_node(Node { addr: "a".into(), ..Node::default() })), Refusal::NotFound);
+}
+
+#[test]
+fn the_map_is_sent_only_when_it_is_newer() {
+    let machine = zone();
+    assert!(machine.ask(Of::GetMap(GetMap { have_generation: 1 })).ok.is_none());
+    assert!(machine.ask(Of::GetMap(GetMap { have_generation: 7 })).ok.is_some());
+}
+
+#[test]
+fn node_ids_are_given_once_and_incarnations_go_forward() {
+    let mut machine = zone();
+    let new = Node { addr: "h2:1".into(), host: "h2".into(), incarnation: 5, ..Node::default() };
+    let command = machine.command(put_node(new.clone()));
+    let first = machine.apply(&command);
+    assert_eq!(machine.apply(&command), first, "a repeat gets the same id");
+    let second = node_of(first);
+    assert_eq!(second, number(2));
+    assert_eq!(node_of(machine.done(put_node(new.clone()))), number(3), "who has lost its id is a new node");
+    let generation = map(&machine).generation;
+    let same = Node { id: second, ..new.clone() };
+    machine.done(put_node(same.clone()));
+    assert_eq!(map(&machine).generation, generation, "nothing changed");
+    machine.done(put_node(Node { incarnation: 6, addr: "h2:2".into(), ..same.clone() }));
+    assert_eq!(map(&machine).generation, generation + 1);
+    assert_eq!(machine.refusal(put_node(same)), Refusal::StaleIncarnation);
+    assert_eq!(machine.refusal(put_node(Node { id: number(9), ..new })), Refusal::NotFound);
+}
+
+#[test]
+fn a_removed_node_does_not_come_back() {
+    let mut machine = zone();
+    let state = |state: NodeState| Op::SetNodeState(SetNodeState { node: number(1), state: state.into() });
+    machine.done(state(NodeState::NodeMaintenance));
+    machine.done(state(NodeState::NodeRemoved));
+    assert_eq!(machine.refusal(state(NodeState::NodeActive)), Refusal::NotFound);
+    let node = Node { id: number(1), addr: "h1:1".into(), incarnation: 9, ..Node::default() };
+    assert_eq!(machine.refusal(put_node(node)), Refusal::NotFound);
+}
+
+#[test]
+fn targets_are_known_by_their_uuid() {
+    let mut machine = zone();
+    let target = |outcome: Outcome| match outcome.ok {
+        Some(outcome::Ok::Target(target)) => target,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(target(machine.done(put_target(0, number(1), 1))), 1);
+    assert_eq!(target(machine.done(put_target(0, number(1), 2))), 2);
+    let generation = map(&machine).generation;
+    assert_eq!(target(machine.done(put_target(0, number(1), 1))), 1);
+    assert_eq!(map(&machine).generation, generation, "nothing changed");
+    assert_eq!(machine.refusal(put_target(2, number(1), 1)), Refusal::AlreadyExists);
+    assert_eq!(machine.refusal(put_target(7, number(1), 9)), Refusal::NotFound);
+    assert_eq!(machine.refusal(put_target(0, number(4), 9)), Refusal::NotFound);
+    let found = map(&machine).targets[0].clone();
+    assert_eq!((found.state(), found.media.as_str()), (TargetState::TargetUp, "default"));
+    let down = |target| {
+        let change = TargetStateChange { target, state: TargetState::TargetDown.into() };
+        Op::SetTargetStates(SetTargetStates { changes: vec![change] })
+    };
+    machine.done(down(1));
+    machine.done(down(1));
+    assert_eq!(map(&machine).generation, generation + 1);
+    machine.done(put_target(0, number(1), 1));
+    assert_eq!(
+        map(&machine).targets[0].state(),
+        TargetState::TargetDown,
+        "announcing itself does not bring it up"
+    );
+    assert_eq!(machine.refusal(down(9)), Refusal::NotFound);
+}
+
+#[test]
+fn placement_is_compared_and_swapped() {
+    let mut machine = zone();
+    for uuid in 1..=3 {
+        machine.done(put_target(0, number(1), uuid));
+    }
+    let scheme = Scheme { codec: Codec::Copies.into(), data: 1, parity: 2 };
+    let class = StorageClass { name: "STANDARD".into(), scheme: Some(scheme), ..StorageClass::default() };
+    let pg = |id, targets: &[u32]| PlacementGroup {
+        id,
+        epoch: 1,
+        targets: targets.to_vec(),
+        class: "STANDARD".into(),
+    };
+    let placement = |generation, pgs: Vec<PlacementGroup>, classes: &[StorageClass]| {
+        let classes = classes.to_vec();
+        Op::PutPlacement(PutPlacement { expected_generation: generation, classes, pgs })
+    };
+    let generation = map(&machine).generation;
+    let classes = [class];
+    assert_eq!(machine.refusal(placement(generation - 1, vec![], &classes)), Refusal::StaleGeneration);
+    assert_eq!(machine.refusal(placement(generation, vec![pg(1, &[1, 1])], &classes)), Refusal::Malformed);
+    assert_eq!(machine.refusal(placement(generation, vec![pg(1, &[1, 9])], &classes)), Refusal::NotFound);
+    assert_eq!(
+        machine.refusal(placement(generation, vec![pg(1, &[1, 2])], &[])),
+        Refusal::NotFound,
+        "no class"
+    );
+    machine.done(placement(generation, vec![pg(1, &[1, 2, 3]), pg(2, &[3, 2, 1])], &classes));
+    let made = map(&machine);
+    assert_eq!((made.pgs.len(), made.classes.len(), made.generation), (2, 1, generation + 1));
+    machine.done(placement(generation + 1, vec![pg(2, &[2, 1, 3])], &[]));
+    let made = map(&machine);
+    assert_eq!((made.pgs.len(), made.pgs[0].targets.clone(), made.classes.len()), (1, vec![2, 1, 3], 1));
+}
+
+#[test]
+fn groups_have_generations() {
+    let mut machine = zone();
+    let group = |generation, voters: &[u64]| {
+        let group = Group {
+            id: GroupId::partition(ZONE, 1).get(),
+            generation,
+            voters: voters.to_vec(),
+            learners: vec![],
+        };
+        Op::PutGroups(PutGroups { groups: vec![group] })
+    };
+    machine.done(group(2, &[1]));
+    machine.done(group(3, &[1, 2]));
+    assert_eq!(machine.refusal(group(2, &[1])), Refusal::StaleGeneration);
+    assert_eq!(map(&machine).groups.len(), 2);
+    let bad = Op::PutGroups(PutGroups { groups: vec![Group::default()] });
+    assert_eq!(machine.refusal(bad), Refusal::Malformed);
+}
+
+#[test]
+fn malformed_targets_and_nodes_are_refused() {
+    let mut machine = zone();
+    assert_eq!(machine.refusal(put_node(Node::default())), Refusal::Malformed);
+    let target = Target { node: number(1), uuid: Bytes::from_static(b"short"), ..Target::default() };
+    assert_eq!(machine.refusal(Op::PutTarget(PutTarget { target: Some(target) })), Refusal::Malformed);
+}
