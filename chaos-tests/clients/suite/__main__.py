@@ -1,8 +1,11 @@
+import pathlib
 import sys
+import tempfile
 import time
 import traceback
 
 from . import boto_checksums, boto_listings, boto_multipart, boto_objects, cli  # noqa: F401, they register checks
+from . import sync_under_fire
 from .checks import CHECKS
 from .zone import Context, Zone
 
@@ -31,4 +34,8 @@ def main(binary, words):
     return 1 if failed or not passed else 0
 
 
-sys.exit(main(sys.argv[1], sys.argv[2:]))
+binary, *words = sys.argv[1:]
+if words[:1] == ["sync-under-fire"]:
+    with tempfile.TemporaryDirectory(prefix="holdfast-sync-") as scratch:
+        sys.exit(sync_under_fire.run(binary, int((words + ["10000"])[1]), pathlib.Path(scratch)))
+sys.exit(main(binary, words))
