@@ -352,6 +352,9 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
         let next = last_log_id.map_or(0, |last| last.index() + 1);
         {
             let mut tail = self.shared.tail.lock();
+            if tail.last <= last_log_id {
+                return Ok(());
+            }
             while tail.entries.back().is_some_and(|(entry, _)| entry.index() >= next) {
                 let weight = tail.entries.pop_back().map_or(0, |(_, weight)| weight);
                 tail.bytes -= weight;
