@@ -208,19 +208,19 @@ impl Inner {
 /// Queries whose work and answers are small travel together; scans go alone, so that they delay nobody.
 fn is_small(query: &Query) -> bool {
     use query::Of;
-    match &query.of {
+    matches!(
+        &query.of,
         Some(
             Of::GetObject(_)
-            | Of::GetUpload(_)
-            | Of::GetBucket(_)
-            | Of::GetAccessKey(_)
-            | Of::GetAccount(_)
-            | Of::GetBucketRow(_)
-            | Of::OwnerOfWrite(_)
-            | Of::CountBucket(_),
-        ) => true,
-        _ => false,
-    }
+                | Of::GetUpload(_)
+                | Of::GetBucket(_)
+                | Of::GetAccessKey(_)
+                | Of::GetAccount(_)
+                | Of::GetBucketRow(_)
+                | Of::OwnerOfWrite(_)
+                | Of::CountBucket(_),
+        )
+    )
 }
 
 pub(crate) fn random_bytes() -> [u8; 16] {

@@ -52,12 +52,15 @@ pub trait Codec: Send + Sync + Debug {
     fn reconstruct(&self, present: &[(usize, &[u8])], wanted: &[usize]) -> Result<Vec<Vec<u8>>, CodecError>;
 }
 
+/// Codecs by (codec number, data, parity).
+type Made = RwLock<HashMap<(i32, u32, u32), Arc<dyn Codec>>>;
+
 /// The codec of a scheme. Codecs are made once and shared.
 ///
 /// # Errors
 /// [`CodecError::Scheme`].
 pub fn codec_for(scheme: &Scheme) -> Result<Arc<dyn Codec>, CodecError> {
-    static MADE: LazyLock<RwLock<HashMap<(i32, u32, u32), Arc<dyn Codec>>>> = LazyLock::new(RwLock::default);
+    static MADE: LazyLock<Made> = LazyLock::new(RwLock::default);
     let name = (scheme.codec, scheme.data, scheme.parity);
     if let Some(codec) = MADE.read().get(&name) {
         return Ok(codec.clone());

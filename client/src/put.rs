@@ -168,10 +168,10 @@ impl Pipeline {
             if self.in_flight.is_empty() {
                 return Ok(None);
             }
-            if self.in_flight.len() < STRIPES_IN_FLIGHT_MAX {
-                if let Ok(permit) = self.inner.write_ahead.clone().try_acquire_many_owned(kib as u32) {
-                    return Ok(Some(permit));
-                }
+            if self.in_flight.len() < STRIPES_IN_FLIGHT_MAX
+                && let Ok(permit) = self.inner.write_ahead.clone().try_acquire_many_owned(kib as u32)
+            {
+                return Ok(Some(permit));
             }
             if let Some(joined) = self.in_flight.join_next().await {
                 self.take(joined)?;
@@ -219,12 +219,12 @@ impl Pipeline {
             return Ok(());
         }
         self.lagging.push_back(stored);
-        if self.lagging.len() > STRIPES_LAGGING_MAX {
-            if let Some(oldest) = self.lagging.pop_front() {
-                oldest.give_up();
-                self.note_missed(&oldest);
-                self.note_late(&oldest);
-            }
+        if self.lagging.len() > STRIPES_LAGGING_MAX
+            && let Some(oldest) = self.lagging.pop_front()
+        {
+            oldest.give_up();
+            self.note_missed(&oldest);
+            self.note_late(&oldest);
         }
         Ok(())
     }

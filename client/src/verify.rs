@@ -101,7 +101,7 @@ mod tests {
 
     fn pair() -> (Expected, ShardBlocks) {
         let id = ShardId { write: WriteId::from_bytes([3; 16]), stripe: 2, index: 1 };
-        let data: Vec<u8> = (0..LENGTH).map(|at| (at * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..LENGTH).map(|at| ((at * 7) >> 3) as u8).collect();
         let block_hashes: Vec<u8> =
             data.chunks(BLOCK_BYTES).flat_map(|block| *blake3::hash(block).as_bytes()).collect();
         let meta = ShardMeta {

@@ -96,10 +96,10 @@ impl View {
     pub(crate) fn absorb(&self, event: WatchEvent) -> Result<(), Error> {
         if let Some(raw) = event.map {
             let next = Map::parse(raw)?;
-            if let Some(have) = self.map() {
-                if have.realm() != next.realm() || have.zone() != next.zone() {
-                    return Err(Error::internal("a meta node sent the map of another zone"));
-                }
+            if let Some(have) = self.map()
+                && (have.realm() != next.realm() || have.zone() != next.zone())
+            {
+                return Err(Error::internal("a meta node sent the map of another zone"));
             }
             self.map.send_if_modified(|have| {
                 let newer = have.as_ref().is_none_or(|have| have.generation() < next.generation());

@@ -94,15 +94,15 @@ async fn follow_one(inner: &Inner, addr: &str, heard: &mut bool) -> Result<(), E
 
 fn check_origin(inner: &Inner, event: &WatchEvent) -> Result<(), Error> {
     let Some(map) = &event.map else { return Ok(()) };
-    if let Some(realm) = inner.config.realm {
-        if map.realm.as_ref() != realm.as_bytes() {
-            return Err(Error::internal("the meta node belongs to another realm"));
-        }
+    if let Some(realm) = inner.config.realm
+        && map.realm.as_ref() != realm.as_bytes()
+    {
+        return Err(Error::internal("the meta node belongs to another realm"));
     }
-    if let Some(zone) = inner.config.local_zone {
-        if map.zone != u32::from(zone.get()) {
-            return Err(Error::internal("the meta node belongs to another zone"));
-        }
+    if let Some(zone) = inner.config.local_zone
+        && map.zone != u32::from(zone.get())
+    {
+        return Err(Error::internal("the meta node belongs to another zone"));
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
 //! Bodies written to and read from a zone of fake targets with faults.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, too")]
 
 mod fake;
 

@@ -32,12 +32,12 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-pub const ZONE: u16 = 1;
-pub const REALM: [u8; 16] = [9; 16];
+pub(crate) const ZONE: u16 = 1;
+pub(crate) const REALM: [u8; 16] = [9; 16];
 
 /// What a target does wrong.
 #[derive(Debug, Default, Clone)]
-pub struct Faults {
+pub(crate) struct Faults {
     pub put_delay: Duration,
     pub get_delay: Duration,
     pub put_fault: Option<FaultKind>,
@@ -47,7 +47,7 @@ pub struct Faults {
 }
 
 #[derive(Debug, Default)]
-pub struct FakeTarget {
+pub(crate) struct FakeTarget {
     pub shards: Mutex<BTreeMap<Vec<u8>, PutShard>>,
     pub faults: Mutex<Faults>,
     pub gets: AtomicUsize,
@@ -115,10 +115,10 @@ impl Shards for Served {
 }
 
 /// What a meta node answers to commands.
-pub type Script = Box<dyn Fn(GroupId, &Command) -> Result<Outcome, Fault> + Send + Sync>;
+pub(crate) type Script = Box<dyn Fn(GroupId, &Command) -> Result<Outcome, Fault> + Send + Sync>;
 
 #[derive(Default)]
-pub struct FakeMeta {
+pub(crate) struct FakeMeta {
     pub map: Mutex<ClusterMap>,
     /// Who leads every group, as all fakes believe.
     pub leader: AtomicU64,
@@ -216,7 +216,7 @@ impl Meta for MetaNode {
 }
 
 /// A running fake server; it stops when dropped.
-pub struct Running {
+pub(crate) struct Running {
     pub addr: SocketAddr,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
@@ -224,7 +224,7 @@ pub struct Running {
 
 impl Running {
     /// Closes its port.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.stop.cancel();
         self.task.abort();
         let _ = (&mut self.task).await;
@@ -256,7 +256,7 @@ fn incoming() -> TcpIncoming {
 }
 
 /// A zone with its client.
-pub struct FakeZone {
+pub(crate) struct FakeZone {
     pub meta: Arc<FakeMeta>,
     pub targets: Vec<Arc<FakeTarget>>,
     pub meta_nodes: Vec<Running>,
@@ -264,21 +264,21 @@ pub struct FakeZone {
     pub cluster: Cluster,
 }
 
-pub fn rs(data: u32, parity: u32) -> Scheme {
+pub(crate) fn rs(data: u32, parity: u32) -> Scheme {
     Scheme { codec: Codec::RsGf8.into(), data, parity }
 }
 
-pub fn copies(number: u32) -> Scheme {
+pub(crate) fn copies(number: u32) -> Scheme {
     Scheme { codec: Codec::Copies.into(), data: 1, parity: number - 1 }
 }
 
 impl FakeZone {
     /// A zone of `targets` targets on as many nodes, every group of `width` of them in turn, and three meta nodes.
-    pub async fn start(targets: u32, width: u32, scheme: Scheme, small: Scheme) -> Self {
+    pub(crate) async fn start(targets: u32, width: u32, scheme: Scheme, small: Scheme) -> Self {
         Self::start_with(targets, width, scheme, small, |_| {}).await
     }
 
-    pub async fn start_with(
+    pub(crate) async fn start_with(
         targets: u32,
         width: u32,
         scheme: Scheme,
@@ -351,17 +351,17 @@ impl FakeZone {
         Self { meta, targets: fakes, meta_nodes, data_nodes, cluster }
     }
 
-    pub fn faults(&self, target: usize, change: impl FnOnce(&mut Faults)) {
+    pub(crate) fn faults(&self, target: usize, change: impl FnOnce(&mut Faults)) {
         change(&mut self.targets[target].faults.lock());
     }
 
     /// Shards over all targets.
-    pub fn shards(&self) -> usize {
+    pub(crate) fn shards(&self) -> usize {
         self.targets.iter().map(|target| target.shards.lock().len()).sum()
     }
 
     /// (stripe, index) of every shard of the only write, sorted.
-    pub fn stored(&self) -> Vec<(u32, u32)> {
+    pub(crate) fn stored(&self) -> Vec<(u32, u32)> {
         let mut stored = Vec::new();
         for target in &self.targets {
             for id in target.shards.lock().keys() {
@@ -374,7 +374,7 @@ impl FakeZone {
     }
 
     /// Closes a target's port. Connections that are open live on in this process: they fail every call.
-    pub async fn kill_target(&mut self, target: usize) {
+    pub(crate) async fn kill_target(&mut self, target: usize) {
         self.faults(target, |faults| {
             faults.put_fault = Some(FaultKind::FaultUnavailable);
             faults.get_fault = Some(FaultKind::FaultUnavailable);
@@ -395,13 +395,13 @@ fn node(id: u64, addr: SocketAddr, role: &str) -> Node {
 }
 
 /// A body that comes in chunks, and may fail before its end.
-pub struct Chunks {
+pub(crate) struct Chunks {
     pub chunks: std::collections::VecDeque<Bytes>,
     pub fail: bool,
 }
 
 impl Chunks {
-    pub fn of(body: &Bytes, each: usize) -> Self {
+    pub(crate) fn of(body: &Bytes, each: usize) -> Self {
         let chunks =
             (0..body.len()).step_by(each).map(|at| body.slice(at..body.len().min(at + each))).collect();
         Self { chunks, fail: false }
@@ -425,7 +425,7 @@ impl BodySource for Chunks {
 }
 
 /// Bytes without a pattern that a shifted or swapped shard would repeat.
-pub fn body(length: usize) -> Bytes {
+pub(crate) fn body(length: usize) -> Bytes {
     let mut state = 0x1234_5678_9abc_def0u64;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
@@ -439,7 +439,7 @@ pub fn body(length: usize) -> Bytes {
 }
 
 /// Polls until `condition` holds; fails after ten seconds.
-pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "never: {what}");
