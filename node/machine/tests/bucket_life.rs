@@ -1,5 +1,7 @@
 //! A bucket's copy in a partition from its first push to its end, and how long requests are remembered.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! Listings of more keys than a merge reads over: seeks, pages, odd delimiters, slots asked for one by one.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
 
 use std::cell::Cell;

@@ -1,5 +1,7 @@
 //! What completing an upload checks and what it makes.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
 
 use bytes::Bytes;

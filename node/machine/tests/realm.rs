@@ -1,5 +1,7 @@
 //! Accounts, access keys and buckets by name.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
 
 use holdfast_proto::id::GroupId;

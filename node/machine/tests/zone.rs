@@ -1,5 +1,7 @@
 //! Nodes, targets, placement and groups: ids, generations, what is refused.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod support;
 
 use bytes::Bytes;
