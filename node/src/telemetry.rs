@@ -3,19 +3,19 @@
 //! Both are per process: in `dev` without `--spawn` all nodes share them, and each admin endpoint shows all metrics.
 
 use std::io::IsTerminal;
-use std::sync::OnceLock;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Libraries that say at `info` or `warn` what no operator can act on.
-const QUIET: &str = "openraft=error,raft_engine=warn,fjall=warn,lsm_tree=warn,sled=warn,s3s=error,h2=error,hyper=error,\
+/// Libraries that say at `info` or `warn` what no operator can act on; s3s says at `error` what a client did wrong.
+const QUIET: &str = "openraft=error,raft_engine=error,fjall=warn,lsm_tree=warn,sled=warn,s3s=off,h2=error,hyper=error,\
                      hyper_util=error,tower=error,tonic=error,rustls=error";
 
-static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+static METRICS: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 
 /// Starts logging. `default_level` holds where neither the config nor `HOLDFAST_LOG` says more. Only the first call of a
 /// process has an effect.
@@ -39,14 +39,16 @@ pub(crate) fn start_logs(config: &LogConfig, default_level: &str) {
 /// # Errors
 /// When another recorder was installed by other code.
 pub(crate) fn start_metrics() -> anyhow::Result<PrometheusHandle> {
-    if let Some(handle) = METRICS.get() {
+    // Several nodes of one process start at once.
+    let mut installed = METRICS.lock();
+    if let Some(handle) = &*installed {
         return Ok(handle.clone());
     }
     let handle = PrometheusBuilder::new()
         // Seconds: from a tenth of a millisecond to a minute.
         .set_buckets(&[0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0])?
         .install_recorder()?;
-    Ok(METRICS.get_or_init(|| handle).clone())
+    Ok(installed.insert(handle).clone())
 }
 
 /// How often [`PrometheusHandle::run_upkeep`] is due: histograms hold raw samples until then.

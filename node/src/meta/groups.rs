@@ -232,8 +232,11 @@ impl Groups {
             Err(RaftError::APIError(InitializeError::NotAllowed(_))) => return Ok(()),
             Err(error) => return Err(MetaError::Group(group.id(), error.to_string())),
         }
-        let leads =
-            |metrics: &openraft::RaftMetrics<_>| metrics.current_leader == Some(self.config.node.get());
+        let leads = |metrics: &openraft::RaftMetrics<_>| {
+            // Its first membership is committed too: from here on it can be changed.
+            metrics.current_leader == Some(self.config.node.get())
+                && metrics.committed_membership_config.log_id().is_some()
+        };
         let led = group.raft().wait(Some(BOOTSTRAP_DEADLINE)).metrics(leads, "the first voter leads").await;
         led.map(drop).map_err(|error| MetaError::Group(group.id(), error.to_string()))
     }
@@ -352,11 +355,12 @@ impl Groups {
             if let Some(to) = group.successor()
                 && let Err(fault) = group.transfer_leader(to).await
             {
-                tracing::warn!(group = %group.id(), %to, %fault, "the lead was not handed over");
+                // Most often `to` is stopping too; where it is not, the group elects.
+                tracing::debug!(group = %group.id(), %to, %fault, "the lead was not handed over");
             }
         }));
         if tokio::time::timeout(SHUTDOWN_DEADLINE, handed_over).await.is_err() {
-            tracing::warn!("not every group's lead was handed over in time");
+            tracing::debug!("not every group's lead was handed over in time");
         }
         self.cancel.cancel();
         for group in self.all() {

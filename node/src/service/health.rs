@@ -131,7 +131,7 @@ fn placement(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
             "warning",
             "SHARDS_MISSING",
             format!("{} write(s) are stored with fewer shards than their class asks for", facts.missed_writes),
-            "bring the targets that were down back",
+            "they can be read; rebuilding them needs repair, which this version does not have",
         ));
     }
 }

@@ -80,6 +80,8 @@ impl MembershipService {
             return foreign("wrong join token");
         }
         let node = request.node.ok_or_else(|| Fault::new(FaultKind::Invalid, "a join without a node"))?;
+        // Before the zone is made its group has a leader, but no rows to put a node into.
+        head.read_map().await?;
         let id = self.put_node(node, request.nonce).await?;
         let mut targets = Vec::with_capacity(request.targets.len());
         for target in request.targets {

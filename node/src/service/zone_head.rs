@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_proto::error::Fault;
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::meta::{
     Answer, ClusterMap, Command, GetMap, Outcome, Query, TargetFree, answer, command, query,
@@ -80,9 +81,13 @@ impl ZoneHead {
     /// # Errors
     /// A fault of the group; refusals are in the outcome.
     pub(crate) async fn propose(&self, request: Bytes, op: command::Op) -> Result<Outcome, Fault> {
+        let now = self.groups.hlc();
+        if now == Hlc::ZERO {
+            return Err(Fault::new(FaultKind::FaultUnavailable, "the zone is still being made"));
+        }
         let command = Command {
             request,
-            first_attempt_hlc: self.groups.hlc().get(),
+            first_attempt_hlc: now.get(),
             op: Some(op),
             ..Command::default()
         };
