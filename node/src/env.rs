@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::TryRngCore;
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
 /// Offset, length and memory alignment of a direct write, bytes. No device in use asks for more.
@@ -95,6 +95,9 @@ pub(crate) trait DiskFile: Send + Sync + fmt::Debug {
     /// Makes the data and what is needed to read it durable. Never repeated after a failure: the kernel may have
     /// dropped the very pages that failed.
     fn sync(&self) -> io::Result<()>;
+    /// After this, reads ask the device for what was synced: pages that a failed sync left behind as if they were
+    /// clean are not believed.
+    fn drop_cache(&self) -> io::Result<()>;
     /// Length, bytes.
     fn len(&self) -> io::Result<u64>;
     /// Cuts or extends to `len` bytes.
@@ -297,6 +300,10 @@ impl DiskFile for MachineFile {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)?)
     }
 
     fn len(&self) -> io::Result<u64> {

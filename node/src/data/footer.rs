@@ -64,11 +64,15 @@ fn decode_entries(meta: &[u8], segment: u64) -> Option<Vec<LogEntry>> {
             match chunk[0] {
                 kind if kind == Kind::Shard as u8 => {
                     let at = Position::new(segment, u64_at(rest, 0));
-                    Some(LogEntry::Live(shard, Entry { at, meta_len: u32_at(rest, 8), length: u32_at(rest, 12) }))
+                    Some(LogEntry::Live(
+                        shard,
+                        Entry { at, meta_len: u32_at(rest, 8), length: u32_at(rest, 12) },
+                    ))
                 }
-                kind if kind == Kind::Tombstones as u8 => {
-                    Some(LogEntry::Dead(Tombstone { shard, before: Position::new(u64_at(rest, 0), u64_at(rest, 8)) }))
-                }
+                kind if kind == Kind::Tombstones as u8 => Some(LogEntry::Dead(Tombstone {
+                    shard,
+                    before: Position::new(u64_at(rest, 0), u64_at(rest, 8)),
+                })),
                 _ => None,
             }
         })

@@ -1,1 +1,174 @@
-//! Later.
+//! One contract for every index, and what a target makes of an index that breaks it.
+
+use std::sync::Arc;
+
+use holdfast_proto::v1::FaultKind;
+
+use super::index::{
+    Checkpoint, IndexHome, Totals, decode_checkpoint, decode_entry, encode_checkpoint, encode_entry,
+};
+use super::mem_index::MemHome;
+use super::record::{Entry, Position};
+use super::sled_index::SledHome;
+use super::target::TargetConfig;
+use super::testing::{Machine, REALM, open_real, recovered, shard, shard_id, until, wire};
+
+fn entry(offset: u64) -> Entry {
+    Entry { at: Position::new(3, offset), meta_len: 200, length: 4096 }
+}
+
+fn contract(home: &dyn IndexHome) {
+    let index = home.open().unwrap();
+    assert_eq!(index.checkpoint().unwrap(), None);
+    assert_eq!(index.get(shard_id(1)).unwrap(), None);
+    for number in 0..100 {
+        assert_eq!(index.set(shard_id(number), Some(entry(number.into()))).unwrap(), None);
+    }
+    assert_eq!(index.set(shard_id(5), Some(entry(999))).unwrap(), Some(entry(5)));
+    assert_eq!(index.set(shard_id(6), None).unwrap(), Some(entry(6)));
+    assert_eq!(index.set(shard_id(6), None).unwrap(), None);
+    assert_eq!(index.get(shard_id(5)).unwrap(), Some(entry(999)));
+    assert_eq!(index.get(shard_id(6)).unwrap(), None);
+    let checkpoint = Checkpoint { covered: Position::new(4, 8192), totals: Totals { shards: 99, bytes: 5 } };
+    index.set_checkpoint(checkpoint).unwrap();
+    let mut expected: Vec<_> = (0..100).filter(|number| *number != 6).map(shard_id).collect();
+    expected.sort_unstable();
+    let all: Vec<_> = index.page(None, 1000).unwrap().into_iter().map(|(shard, _)| shard).collect();
+    assert_eq!(all, expected, "in order, and the checkpoint is no row");
+    let some: Vec<_> =
+        index.page(Some(expected[49]), 10).unwrap().into_iter().map(|(shard, _)| shard).collect();
+    assert_eq!(some, expected[50..60]);
+    index.persist().unwrap();
+    drop(index);
+    let index = home.open().unwrap();
+    assert_eq!(index.checkpoint().unwrap(), Some(checkpoint));
+    assert_eq!(index.page(None, 1000).unwrap().len(), 99);
+    drop(index);
+    home.wipe().unwrap();
+    home.wipe().unwrap();
+    let index = home.open().unwrap();
+    assert_eq!((index.checkpoint().unwrap(), index.get(shard_id(1)).unwrap()), (None, None));
+}
+
+#[test]
+fn every_index_keeps_the_contract() {
+    contract(&MemHome::default());
+    let dir = tempfile::tempdir().unwrap();
+    contract(&SledHome { dir: dir.path().join("index"), cache_bytes: 1 << 20 });
+}
+
+#[test]
+fn rows_of_the_index_read_back_and_others_are_refused() {
+    let checkpoint = Checkpoint { covered: Position::new(9, 1), totals: Totals { shards: 2, bytes: 3 } };
+    assert_eq!(decode_entry(&encode_entry(&entry(7))).unwrap(), entry(7));
+    assert_eq!(decode_checkpoint(&encode_checkpoint(&checkpoint)).unwrap(), checkpoint);
+    assert!(decode_entry(b"short").is_err());
+    assert!(decode_checkpoint(b"short").is_err());
+}
+
+#[tokio::test]
+async fn an_index_that_breaks_while_running_is_rebuilt_and_nothing_is_forgotten() {
+    let machine = Machine::new();
+    let target = machine.open().await;
+    for number in 0..16 {
+        let (meta, data) = shard(number, 20_000);
+        target.put(meta, data).await.unwrap();
+    }
+    target.delete(&[wire(4)]).await.unwrap();
+    until("the index has them", || target.report().shards == 15).await;
+    machine.index.break_it();
+    let fault = target.get(&wire(0), 0, 0).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::ShardUnknown, "absence is not known");
+    let (meta, data) = shard(50, 10);
+    target.put(meta, data).await.unwrap();
+    recovered(&target).await;
+    for number in (0..16).filter(|number| *number != 4) {
+        assert_eq!(target.get(&wire(number), 0, 0).await.unwrap().data, shard(number, 20_000).1);
+    }
+    assert_eq!(target.get(&wire(4), 0, 0).await.unwrap_err().kind, FaultKind::ShardAbsent);
+    until("all are counted", || target.report().shards == 16).await;
+    target.shutdown().await;
+}
+
+#[tokio::test]
+async fn shards_can_be_deleted_before_the_index_knows_them() {
+    let machine = Machine::new();
+    let target = machine.open().await;
+    for number in 0..16 {
+        let (meta, data) = shard(number, 20_000);
+        target.put(meta, data).await.unwrap();
+    }
+    drop(target);
+    machine.disk.power_cut(1);
+    let target = machine.try_open().await.unwrap();
+    // Whether or not the rebuild is through by now.
+    target.delete(&[wire(2), wire(3)]).await.unwrap();
+    recovered(&target).await;
+    for round in 0..2 {
+        for number in 0..16 {
+            let found = target.get(&wire(number), 0, 0).await;
+            assert_eq!(found.is_ok(), ![2, 3].contains(&number), "shard {number}, round {round}");
+        }
+        until("the rest is counted", || target.report().shards == 14).await;
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_sled_directory_costs_a_rebuild_and_nothing_else() {
+    for damage in 0..4 {
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            TargetConfig { segment_bytes: 1 << 20, index_batch: 16, ..TargetConfig::new(dir.path(), REALM) };
+        let target = open_real(&config).await;
+        for number in 0..64 {
+            let (meta, data) = shard(number, 30_000);
+            target.put(meta, data).await.unwrap();
+        }
+        target.shutdown().await;
+        drop(target);
+        let db = dir.path().join("index/db");
+        match damage {
+            0 => std::fs::write(&db, b"not sled").unwrap(),
+            1 => {
+                let mut content = std::fs::read(&db).unwrap();
+                content.iter_mut().step_by(97).for_each(|byte| *byte ^= 0x55);
+                std::fs::write(&db, content).unwrap();
+            }
+            2 => std::fs::remove_file(dir.path().join("index/conf")).unwrap(),
+            _ => std::fs::remove_file(&db).unwrap(),
+        }
+        let target = open_real(&config).await;
+        for number in 0..64 {
+            assert_eq!(
+                target.get(&wire(number), 0, 0).await.unwrap().data,
+                shard(number, 30_000).1,
+                "damage {damage}"
+            );
+        }
+        target.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_clean_end_needs_no_rebuild() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = TargetConfig { index_batch: 4, ..TargetConfig::new(dir.path(), REALM) };
+    let target = open_real(&config).await;
+    for number in 0..20 {
+        let (meta, data) = shard(number, 100);
+        target.put(meta, data).await.unwrap();
+    }
+    target.shutdown().await;
+    drop(target);
+    let home = SledHome { dir: dir.path().join("index"), cache_bytes: 1 << 20 };
+    let index = home.open().unwrap();
+    assert_eq!(index.checkpoint().unwrap().unwrap().totals.shards, 20);
+    // What only the index knows shows that it was not built anew.
+    index.set(shard_id(77), Some(entry(1))).unwrap();
+    index.persist().unwrap();
+    drop(index);
+    let target = open_real(&config).await;
+    assert_eq!(target.stat(&[wire(77), wire(78)]).unwrap(), [true, false]);
+    let shared: Arc<_> = target;
+    shared.shutdown().await;
+}

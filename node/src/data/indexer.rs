@@ -187,7 +187,17 @@ pub(super) fn segment_entries(shared: &Shared, number: u64) -> io::Result<Vec<Lo
     if let Some(entries) = read_footer(&*file, number, &shared.home.key)? {
         return Ok(entries);
     }
-    Ok(scan(&*file, number, &shared.home.key, u64::MAX)?.entries)
+    let scanned = scan(&*file, number, &shared.home.key, u64::MAX)?;
+    // The active one has no footer yet, and what is wrong with it was counted when it was opened.
+    if number < shared.overlay.published().segment {
+        tracing::error!(
+            segment = number,
+            holes = scanned.damaged,
+            "a sealed segment's footer is damaged, it is scanned"
+        );
+        shared.count_damage(scanned.damaged + 1);
+    }
+    Ok(scanned.entries)
 }
 
 /// Puts one entry of the log before `until` into an index that holds everything before it, and perhaps some of what

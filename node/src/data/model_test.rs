@@ -1,1 +1,183 @@
-//! Later.
+//! Random puts, deletes, restarts, kills and power cuts at random disk operations, against a plain map.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use holdfast_proto::id::ShardId;
+use holdfast_proto::v1::FaultKind;
+use proptest::prelude::*;
+
+use super::sim_disk::{On, Trouble};
+use super::target::Target;
+use super::testing::{Machine, shard, shard_id, wire};
+
+const NUMBERS: u32 = 24;
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// All at once.
+    Put(Vec<u32>),
+    Delete(Vec<u32>),
+    CleanRestart,
+    Kill {
+        index_keeps: usize,
+    },
+    PowerCut {
+        seed: u64,
+    },
+    /// The process dies after so many more disk operations.
+    DieAfter(u64),
+    BreakIndex,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let numbers = || prop::collection::vec(0..NUMBERS, 1..6);
+    let step = prop_oneof![
+        12 => numbers().prop_map(Step::Put),
+        6 => numbers().prop_map(Step::Delete),
+        1 => Just(Step::CleanRestart),
+        2 => (0..1001usize).prop_map(|index_keeps| Step::Kill { index_keeps }),
+        2 => any::<u64>().prop_map(|seed| Step::PowerCut { seed }),
+        2 => (0..12u64).prop_map(Step::DieAfter),
+        1 => Just(Step::BreakIndex),
+    ];
+    prop::collection::vec(step, 1..40)
+}
+
+fn length(number: u32) -> usize {
+    [10, 4096, 30_000, 0, 70_000, 1000][number as usize % 6]
+}
+
+/// `None`: it may be either, until it is looked at after a restart.
+type Model = BTreeMap<u32, Option<bool>>;
+
+struct Run {
+    machine: Machine,
+    target: Arc<Target>,
+    model: Model,
+}
+
+impl Run {
+    async fn new() -> Self {
+        let machine = Machine::new();
+        let target = machine.open().await;
+        Self { machine, target, model: (0..NUMBERS).map(|number| (number, Some(false))).collect() }
+    }
+
+    async fn put(&mut self, numbers: &[u32]) {
+        let puts = numbers.iter().map(|number| {
+            let (meta, data) = shard(*number, length(*number));
+            self.target.put(meta, data)
+        });
+        let outcomes = futures::future::join_all(puts).await;
+        for (number, outcome) in numbers.iter().zip(outcomes) {
+            let before = self.model[number];
+            let now = if outcome.is_ok() || before == Some(true) { Some(true) } else { None };
+            self.model.insert(*number, now);
+        }
+    }
+
+    async fn delete(&mut self, numbers: &[u32]) {
+        let shards: Vec<_> = numbers.iter().map(|number| wire(*number)).collect();
+        let outcome = self.target.delete(&shards).await;
+        for number in numbers {
+            let before = self.model[number];
+            let now = if outcome.is_ok() || before == Some(false) { Some(false) } else { None };
+            self.model.insert(*number, now);
+        }
+    }
+
+    /// Replaces the target by one that does not yet run, drops the old one, and opens again.
+    async fn restart(mut self, crash: impl FnOnce(&Machine)) -> Self {
+        let Self { machine, target, model } = self;
+        drop(target);
+        crash(&machine);
+        self = Self { target: machine.open().await, machine, model };
+        for (number, state) in &mut self.model {
+            let found = is_there(&self.target, *number).await;
+            assert_eq!(found, state.unwrap_or(found), "shard {number} after a restart");
+            *state = Some(found);
+        }
+        self
+    }
+
+    async fn check(&self) {
+        if self.machine.disk.is_dead() {
+            return;
+        }
+        super::testing::recovered(&self.target).await;
+        if !self.model.values().all(Option::is_some) {
+            return;
+        }
+        for (number, state) in &self.model {
+            assert_eq!(is_there(&self.target, *number).await, *state == Some(true), "shard {number}");
+        }
+        let page = self.target.list(None, 1000).await.unwrap();
+        let listed: Vec<_> =
+            page.shards.iter().map(|meta| ShardId::from_slice(&meta.shard).unwrap()).collect();
+        let mut expected: Vec<_> = self
+            .model
+            .iter()
+            .filter(|(_, state)| **state == Some(true))
+            .map(|(number, _)| shard_id(*number))
+            .collect();
+        expected.sort_unstable();
+        assert_eq!(listed, expected);
+        assert_eq!(self.target.report().corrupt_blocks, 0);
+    }
+}
+
+async fn is_there(target: &Target, number: u32) -> bool {
+    let mut outcome = target.get(&wire(number), 0, 0).await;
+    while outcome.as_ref().is_err_and(|fault| fault.kind == FaultKind::ShardUnknown) {
+        super::testing::recovered(target).await;
+        outcome = target.get(&wire(number), 0, 0).await;
+    }
+    match outcome {
+        Ok(found) => {
+            assert_eq!((found.meta, found.data), shard(number, length(number)));
+            true
+        }
+        Err(fault) => {
+            assert_eq!(fault.kind, FaultKind::ShardAbsent, "shard {number}: {fault}");
+            false
+        }
+    }
+}
+
+async fn run(steps: Vec<Step>) {
+    let mut run = Run::new().await;
+    for step in steps {
+        match step {
+            Step::Put(numbers) => run.put(&numbers).await,
+            Step::Delete(numbers) => run.delete(&numbers).await,
+            Step::CleanRestart => {
+                run.target.shutdown().await;
+                run = run.restart(|machine| machine.disk.kill()).await;
+            }
+            Step::Kill { index_keeps } => {
+                run = run
+                    .restart(|machine| {
+                        machine.disk.kill();
+                        machine.index.crash(index_keeps);
+                    })
+                    .await;
+            }
+            Step::PowerCut { seed } => run = run.restart(|machine| machine.disk.power_cut(seed)).await,
+            Step::DieAfter(operations) => run.machine.disk.plan(On::Any, operations, Trouble::Die),
+            Step::BreakIndex => run.machine.index.break_it(),
+        }
+        run.check().await;
+    }
+    run.restart(|machine| machine.disk.power_cut(0)).await.check().await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_target_is_a_map_that_forgets_nothing_acknowledged(steps in steps()) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(run(steps));
+    }
+}

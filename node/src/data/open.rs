@@ -2,7 +2,8 @@
 //! known not to be known yet.
 //!
 //! 1. The directory is locked and proves whose it is.
-//! 2. The last segment is scanned, unless it is sealed, and what a crash tore is cut off.
+//! 2. The last segment is synced, so that what is found in it stays. Unless it is sealed it is scanned, and what a crash
+//!    tore is cut off.
 //! 3. The index is trusted as far as its checkpoint if it was closed cleanly or its process was killed without the
 //!    machine going down; the log from there on is replayed into it. Otherwise it is rebuilt in the background, and
 //!    until then absence is not known.
@@ -72,12 +73,15 @@ pub(super) fn open(
     let index = index.filter(|_| covered <= tail.end);
 
     let space = SpaceWatch::new(config.dir.clone(), env, config.thresholds);
-    let shared = Shared::new(directory, home, Overlay::new(tail.end), index_home, space);
+    let shared = Shared::new(directory, home, Overlay::new(tail.end, config.index_batch), index_home, space);
     shared.count_damage(tail.damaged);
     let segment = match tail.resume(&shared.home) {
         Ok(segment) => Some(segment),
         Err(error) => {
-            shared.fail(Fault::new(FaultKind::DiskFailed, format!("opening a segment for writing failed: {error}")));
+            shared.fail(Fault::new(
+                FaultKind::DiskFailed,
+                format!("opening a segment for writing failed: {error}"),
+            ));
             None
         }
     };
@@ -150,6 +154,11 @@ impl Tail {
         };
         let Some(last) = segments.last().copied() else { return Ok(fresh(1)) };
         let file = home.disk.open(&segment_path(&home.dir, last), Access::Buffered)?;
+        // A process that was killed before its sync left bytes that read back whole and are not on disk. What is found
+        // from here on is; and what an earlier failed sync gave up is not found.
+        file.sync()?;
+        file.drop_cache()?;
+        home.disk.sync_dir(&home.dir)?;
         if read_footer(&*file, last, &home.key)?.is_some() {
             return Ok(fresh(last + 1));
         }

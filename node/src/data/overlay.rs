@@ -13,8 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::record::{Entry, Position};
 
-/// Changes move to the index once there are so many, or when [`MOVE_AFTER`] has passed.
-const MOVE_AT: usize = 4096;
+/// Changes move to the index when so much time has passed, however few they are.
 const MOVE_AFTER: Duration = Duration::from_secs(1);
 /// The writer waits when so many changes have not been moved: bounds memory to a few tens of MiB.
 const CHANGES_MAX: usize = 1 << 17;
@@ -38,8 +37,10 @@ struct State {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Overlay {
+    /// Changes move to the index once there are so many.
+    move_at: usize,
     state: Mutex<State>,
     work: Condvar,
     room: Condvar,
@@ -69,8 +70,9 @@ pub(super) enum Work {
 
 impl Overlay {
     /// In front of an index that misses nothing before `published`.
-    pub(super) fn new(published: Position) -> Self {
-        Self { state: Mutex::new(State { published, ..State::default() }), ..Self::default() }
+    pub(super) fn new(published: Position, move_at: usize) -> Self {
+        let state = Mutex::new(State { published, ..State::default() });
+        Self { move_at, state, work: Condvar::new(), room: Condvar::new() }
     }
 
     pub(super) fn look(&self, shard: ShardId) -> Known {
@@ -97,7 +99,7 @@ impl Overlay {
         state.pending.extend(changes);
         state.freed.append(freed);
         state.published = published;
-        let wake = was_idle || state.pending.len() >= MOVE_AT;
+        let wake = was_idle || state.pending.len() >= self.move_at;
         drop(state);
         if wake {
             self.work.notify_one();
@@ -147,7 +149,7 @@ impl Overlay {
                 self.work.wait(&mut state);
                 continue;
             }
-            let due = state.stop || state.pending.len() >= MOVE_AT;
+            let due = state.stop || state.pending.len() >= self.move_at;
             if due || self.work.wait_for(&mut state, MOVE_AFTER).timed_out() {
                 state.moving = Arc::new(std::mem::take(&mut state.pending));
                 self.room.notify_all();
@@ -224,7 +226,7 @@ mod tests {
 
     #[test]
     fn changes_stay_visible_while_they_move_and_after_a_failed_move() {
-        let overlay = Overlay::new(Position::new(1, 0));
+        let overlay = Overlay::new(Position::new(1, 0), 4);
         overlay.publish([(shard(1), Some(entry(1)))], &mut Vec::new(), Position::new(1, 10));
         overlay.stop();
         let Work::Move { covered, .. } = overlay.next_work() else { panic!("a change moves") };
@@ -241,13 +243,20 @@ mod tests {
 
     #[test]
     fn a_page_holds_the_newest_of_each_shard() {
-        let overlay = Overlay::new(Position::new(1, 0));
-        overlay.publish([(shard(1), Some(entry(1))), (shard(2), Some(entry(2)))], &mut Vec::new(), Position::default());
+        let overlay = Overlay::new(Position::new(1, 0), 4);
+        overlay.publish(
+            [(shard(1), Some(entry(1))), (shard(2), Some(entry(2)))],
+            &mut Vec::new(),
+            Position::default(),
+        );
         overlay.stop();
         assert!(matches!(overlay.next_work(), Work::Move { .. }));
         overlay.publish([(shard(1), None), (shard(3), Some(entry(3)))], &mut Vec::new(), Position::default());
         let (page, upto) = overlay.page(None, 10);
-        assert_eq!(page, Changes::from([(shard(1), None), (shard(2), Some(entry(2))), (shard(3), Some(entry(3)))]));
+        assert_eq!(
+            page,
+            Changes::from([(shard(1), None), (shard(2), Some(entry(2))), (shard(3), Some(entry(3)))])
+        );
         assert_eq!(upto, None);
         assert_eq!(overlay.page(None, 1), (Changes::from([(shard(1), None)]), Some(shard(1))));
     }

@@ -110,7 +110,8 @@ impl Reader {
         if !fetch(&mut bytes, first, entry.at.offset)? {
             return Ok(None);
         }
-        if first < head + wanted && !fetch(&mut bytes, wanted, entry.data_offset() + u64::from(blocks.start))? {
+        if first < head + wanted && !fetch(&mut bytes, wanted, entry.data_offset() + u64::from(blocks.start))?
+        {
             return Ok(None);
         }
         if !complete {
@@ -158,7 +159,8 @@ pub(super) fn bad_blocks(hashes: &[u8], offset: u32, data: &[u8]) -> u32 {
     })
 }
 
-const _: () = assert!(SHARD_BYTES_MAX / BLOCK_BYTES < 31, "the blocks of a shard and its header are bits of a u32");
+const _: () =
+    assert!(SHARD_BYTES_MAX / BLOCK_BYTES < 31, "the blocks of a shard and its header are bits of a u32");
 
 #[cfg(test)]
 mod tests {

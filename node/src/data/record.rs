@@ -117,7 +117,12 @@ impl RecordKey {
 }
 
 /// The first block of a segment.
-pub(super) fn encode_segment_header(key: &RecordKey, uuid: &[u8; 16], realm: RealmId, number: u64) -> Vec<u8> {
+pub(super) fn encode_segment_header(
+    key: &RecordKey,
+    uuid: &[u8; 16],
+    realm: RealmId,
+    number: u64,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(DIRECT_ALIGN);
     out.extend_from_slice(&SEGMENT_MAGIC);
     out.extend_from_slice(&u32::from(FORMAT).to_be_bytes());
@@ -134,7 +139,9 @@ pub(super) fn encode_segment_header(key: &RecordKey, uuid: &[u8; 16], realm: Rea
 
 /// Whether `block` is the first block of segment `number` of the target that `key` belongs to.
 pub(super) fn is_segment_header(key: &RecordKey, number: u64, block: &[u8]) -> bool {
-    let (Some(hashed), Some(hash)) = (block.get(..SEGMENT_HEADER_HASHED), block.get(SEGMENT_HEADER_HASHED..96)) else {
+    let (Some(hashed), Some(hash)) =
+        (block.get(..SEGMENT_HEADER_HASHED), block.get(SEGMENT_HEADER_HASHED..96))
+    else {
         return false;
     };
     hashed.starts_with(&SEGMENT_MAGIC)
@@ -177,7 +184,11 @@ impl Header {
     /// Reads the fields of a header that claims to lie at `at`; `None` when it does not look like one. What it says is
     /// true only once [`Self::is_proven`].
     pub(super) fn parse(bytes: &[u8], at: Position) -> Option<Self> {
-        if bytes.len() < HEADER_BYTES || !bytes.starts_with(&RECORD_MAGIC) || bytes[4] != FORMAT || bytes[6] > 1 {
+        if bytes.len() < HEADER_BYTES
+            || !bytes.starts_with(&RECORD_MAGIC)
+            || bytes[4] != FORMAT
+            || bytes[6] > 1
+        {
             return None;
         }
         let header = Self {

@@ -14,7 +14,9 @@ use prost::Message;
 
 use super::footer::LogEntry;
 use super::read::bad_blocks;
-use super::record::{BATCH_ALIGN, HEADER_BYTES, Header, Kind, Position, RECORD_ALIGN, RecordKey, decode_tombstones};
+use super::record::{
+    BATCH_ALIGN, HEADER_BYTES, Header, Kind, Position, RECORD_ALIGN, RecordKey, decode_tombstones,
+};
 use crate::env::DiskFile;
 
 /// Bytes read at once; payloads longer than this are skipped without reading them.
@@ -82,7 +84,8 @@ fn torn_batch(file: &dyn DiskFile, found: &[Found], gaps: &[u64], sealed: bool) 
     let last = found.last();
     let newest = last.map(|record| record.header.batch).into_iter().chain(gaps.iter().copied()).max();
     let Some(newest) = newest else { return Ok(None) };
-    let ended = sealed || last.is_some_and(|record| record.header.last_of_batch && record.header.batch == newest);
+    let ended =
+        sealed || last.is_some_and(|record| record.header.last_of_batch && record.header.batch == newest);
     if gaps.contains(&newest) || !ended {
         return Ok(Some(newest));
     }
@@ -161,7 +164,8 @@ impl Window<'_> {
     fn find_record(&mut self, from: u64, number: u64, key: &RecordKey) -> io::Result<Option<u64>> {
         let mut at = from;
         while at + (HEADER_BYTES as u64) <= self.len {
-            let looks_like_one = Header::parse(self.bytes(at, HEADER_BYTES)?, Position::new(number, at)).is_some();
+            let looks_like_one =
+                Header::parse(self.bytes(at, HEADER_BYTES)?, Position::new(number, at)).is_some();
             if looks_like_one && self.record(Position::new(number, at), key)?.is_some() {
                 return Ok(Some(at));
             }

@@ -89,14 +89,24 @@ impl ActiveSegment {
         file.sync()?;
         home.disk.sync_dir(&home.dir)?;
         drop(file);
-        Ok(Self { file: home.open_for_writing(&path, &block)?, number, end: BATCH_ALIGN, entries: Vec::new() })
+        Ok(Self {
+            file: home.open_for_writing(&path, &block)?,
+            number,
+            end: BATCH_ALIGN,
+            entries: Vec::new(),
+        })
     }
 
     /// Goes on with an unsealed segment whose next batch belongs at `end`, where it is cut.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub(super) fn resume(home: &SegmentHome, number: u64, end: u64, entries: Vec<LogEntry>) -> io::Result<Self> {
+    pub(super) fn resume(
+        home: &SegmentHome,
+        number: u64,
+        end: u64,
+        entries: Vec<LogEntry>,
+    ) -> io::Result<Self> {
         let file = home.open_for_writing(&segment_path(&home.dir, number), &home.first_block(number))?;
         if file.len()? != end {
             file.set_len(end)?;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use holdfast_proto::data::shards_server::{Shards, ShardsServer};
 use holdfast_proto::data::{
-    DeleteShards, DeleteShardsDone, GetShard, ListShards, ListShardsDone, PutShard, PutShardDone, ShardBlocks,
-    StatShards, StatShardsDone,
+    DeleteShards, DeleteShardsDone, GetShard, ListShards, ListShardsDone, PutShard, PutShardDone,
+    ShardBlocks, StatShards, StatShardsDone,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{ShardId, TargetId};

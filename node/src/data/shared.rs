@@ -234,10 +234,13 @@ impl Shared {
             return Ok(false);
         }
         match self.reader.meta(shard, entry) {
-            Ok(stored) if stored.block_hashes == meta.block_hashes && stored.length == meta.length => Ok(true),
-            Ok(_) => {
-                Err(Fault::new(FaultKind::Invalid, format!("shard {shard} is stored here with another content")))
+            Ok(stored) if stored.block_hashes == meta.block_hashes && stored.length == meta.length => {
+                Ok(true)
             }
+            Ok(_) => Err(Fault::new(
+                FaultKind::Invalid,
+                format!("shard {shard} is stored here with another content"),
+            )),
             Err(_) => {
                 // An index under rebuild may still name what a later tombstone kills.
                 if !self.is_recovering() {
@@ -253,7 +256,9 @@ impl Shared {
         let blocks = outcome.map_err(|error| BadBlocks { blocks: HEADER_BIT, why: error.to_string() })?;
         match bad_blocks(&blocks.meta.block_hashes, blocks.offset, &blocks.data) {
             0 => Ok(blocks),
-            bad => Err(BadBlocks { blocks: bad, why: format!("blocks {bad:#x} do not match their checksums") }),
+            bad => {
+                Err(BadBlocks { blocks: bad, why: format!("blocks {bad:#x} do not match their checksums") })
+            }
         }
     }
 

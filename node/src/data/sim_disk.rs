@@ -36,7 +36,28 @@ struct SimFile {
     durable: Vec<u8>,
     current: Vec<u8>,
     dirty: BTreeSet<usize>,
+    /// Blocks that a failed sync gave up: in memory, taken for clean, not on the medium.
+    given_up: BTreeSet<usize>,
     named: bool,
+}
+
+impl SimFile {
+    fn with_content(content: &[u8], named: bool) -> Self {
+        let (dirty, given_up) = (BTreeSet::new(), BTreeSet::new());
+        Self { durable: content.to_vec(), current: content.to_vec(), dirty, given_up, named }
+    }
+
+    /// Replaces blocks of `into` by those of `from`, as far as that goes; zeros beyond.
+    fn copy_blocks(from: &[u8], into: &mut [u8], blocks: &BTreeSet<usize>) {
+        for block in blocks {
+            let start = (block * DIRECT_ALIGN).min(into.len());
+            let end = (start + DIRECT_ALIGN).min(into.len());
+            into[start..end].fill(0);
+            let end = end.min(from.len()).max(start.min(from.len()));
+            let start = start.min(end);
+            into[start..end].copy_from_slice(&from[start..end]);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -118,10 +139,7 @@ impl SimDisk {
             if file.current.len() < file.durable.len() && coin.random_bool(0.5) {
                 content.truncate(file.current.len());
             }
-            file.named = true;
-            file.durable.clone_from(&content);
-            file.current = content;
-            file.dirty.clear();
+            *file = SimFile::with_content(&content, true);
         }
     }
 
@@ -220,9 +238,7 @@ impl Disk for SimDisk {
         {
             let mut state = self.0.lock();
             state.step(On::Any)?;
-            let file =
-                SimFile { durable: Vec::new(), current: Vec::new(), dirty: BTreeSet::new(), named: false };
-            if state.files.insert(path.to_owned(), file).is_some() {
+            if state.files.insert(path.to_owned(), SimFile::with_content(&[], false)).is_some() {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
         }
@@ -237,9 +253,7 @@ impl Disk for SimDisk {
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut state = self.0.lock();
         state.step(On::Any)?;
-        let file =
-            SimFile { durable: content.to_vec(), current: content.to_vec(), dirty: BTreeSet::new(), named: true };
-        state.files.insert(path.to_owned(), file);
+        state.files.insert(path.to_owned(), SimFile::with_content(content, true));
         Ok(())
     }
 
@@ -302,7 +316,7 @@ impl Handle {
             Ok(()) => act(file, true),
             // A write that fails, or during which the process dies, may have happened.
             Err(error) => {
-                if on == Some(On::Write) && !died {
+                if matches!(on, Some(On::Write | On::Sync)) && !died {
                     act(file, false)?;
                 }
                 Err(error)
@@ -314,7 +328,10 @@ impl Handle {
 impl DiskFile for Handle {
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         let offset = usize::try_from(offset).expect("simulated files are small");
-        assert!(offset.is_multiple_of(DIRECT_ALIGN) && data.len().is_multiple_of(DIRECT_ALIGN), "writes are aligned");
+        assert!(
+            offset.is_multiple_of(DIRECT_ALIGN) && data.len().is_multiple_of(DIRECT_ALIGN),
+            "writes are aligned"
+        );
         assert_eq!(data.as_ptr().align_offset(DIRECT_ALIGN), 0, "buffers are aligned");
         self.with(Some(On::Write), |file, whole| {
             let data = if whole { data } else { &data[..data.len() / 2] };
@@ -343,13 +360,25 @@ impl DiskFile for Handle {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.with(Some(On::Sync), |file, _| {
-            file.durable.clone_from(&file.current);
+        self.with(Some(On::Sync), |file, whole| {
+            if !whole {
+                file.given_up.append(&mut file.dirty);
+                return Ok(());
+            }
+            let before = std::mem::replace(&mut file.durable, file.current.clone());
+            SimFile::copy_blocks(&before, &mut file.durable, &file.given_up);
             file.dirty.clear();
             Ok(())
         })?;
         self.disk.0.lock().syncs += 1;
         Ok(())
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        self.with(None, |file, _| {
+            SimFile::copy_blocks(&file.durable, &mut file.current, &std::mem::take(&mut file.given_up));
+            Ok(())
+        })
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -365,7 +394,10 @@ impl DiskFile for Handle {
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         let (offset, len) = (offset as usize, len as usize);
-        assert!(offset.is_multiple_of(DIRECT_ALIGN) && len.is_multiple_of(DIRECT_ALIGN), "whole blocks are freed");
+        assert!(
+            offset.is_multiple_of(DIRECT_ALIGN) && len.is_multiple_of(DIRECT_ALIGN),
+            "whole blocks are freed"
+        );
         self.with(Some(On::Any), |file, _| {
             file.current[offset..offset + len].fill(0);
             file.dirty.extend(offset / DIRECT_ALIGN..(offset + len) / DIRECT_ALIGN);

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use holdfast_proto::id::ShardId;
 
 use super::index::{
-    Checkpoint, IndexError, IndexHome, ShardIndex, decode_checkpoint, decode_entry, encode_checkpoint, encode_entry,
+    Checkpoint, IndexError, IndexHome, ShardIndex, decode_checkpoint, decode_entry, encode_checkpoint,
+    encode_entry,
 };
 use super::record::Entry;
 

@@ -56,6 +56,8 @@ pub(crate) struct TargetConfig {
     pub(crate) direct_io: DirectIo,
     /// Memory for index pages, bytes.
     pub(crate) index_cache_bytes: u64,
+    /// Acknowledged changes move from memory into the index once there are so many, or a second later.
+    pub(crate) index_batch: usize,
     /// Longest batch, bytes; at least one full shard fits whatever is said here.
     pub(crate) batch_bytes: usize,
     /// Bodies waiting to be written, at most, bytes.
@@ -73,6 +75,7 @@ impl TargetConfig {
             segment_bytes: 1 << 30,
             direct_io: DirectIo::Auto,
             index_cache_bytes: 32 << 20,
+            index_batch: 4096,
             batch_bytes: 4 << 20,
             queue_bytes: 32 << 20,
             thresholds: Thresholds::default(),
@@ -193,8 +196,10 @@ impl Target {
         index: Arc<dyn IndexHome>,
     ) -> Result<Arc<Self>, TargetError> {
         let dir = config.dir.clone();
-        let opened = tokio::task::spawn_blocking(move || Self::open_blocking(config, env, cancel, index)).await;
-        opened.unwrap_or_else(|error| Err(TargetError::damaged(&dir, format!("opening it panicked: {error}"))))
+        let opened =
+            tokio::task::spawn_blocking(move || Self::open_blocking(config, env, cancel, index)).await;
+        opened
+            .unwrap_or_else(|error| Err(TargetError::damaged(&dir, format!("opening it panicked: {error}"))))
     }
 
     fn open_blocking(
@@ -215,7 +220,8 @@ impl Target {
             let (shared, cancel) = (Arc::clone(&shared), cancel.clone());
             move || indexer::run(&shared, &cancel, opened.recount)
         })?;
-        let queue_kib_max = u32::try_from(config.queue_bytes >> 10).unwrap_or(u32::MAX).clamp(4 << 10, 1 << 24);
+        let queue_kib_max =
+            u32::try_from(config.queue_bytes >> 10).unwrap_or(u32::MAX).clamp(4 << 10, 1 << 24);
         Ok(Arc::new(Self {
             shared,
             queue: Mutex::new(Some(sender)),
@@ -276,6 +282,7 @@ impl Target {
             return Err(Fault::new(FaultKind::Invalid, "the description of the shard is too long"));
         }
         let mut meta = meta;
+        self.check_writable()?;
         let before = self.shared.look(shard);
         if let Place::Here(entry) = before.place {
             let shared = Arc::clone(&self.shared);
@@ -285,7 +292,6 @@ impl Target {
                 return Ok(());
             }
         }
-        self.check_writable()?;
         match self.shared.space.allows_write(data.len() as u64) {
             Ok(true) => {}
             Ok(false) => return Err(Fault::new(FaultKind::Full, "the target is full")),
@@ -304,6 +310,7 @@ impl Target {
         if shards.len() > REMOVALS_MAX {
             return Err(Fault::new(FaultKind::Invalid, "too many shards in one delete"));
         }
+        self.check_writable()?;
         let mut found: Vec<(ShardId, Lookup)> = Vec::with_capacity(shards.len());
         for shard in shards {
             let shard = parse_shard(shard)?;
@@ -315,10 +322,11 @@ impl Target {
         if found.is_empty() {
             return Ok(());
         }
-        self.check_writable()?;
         match self.shared.space.allows_delete() {
             Ok(true) => {}
-            Ok(false) => return Err(Fault::new(FaultKind::Full, "the target is too full even for tombstones")),
+            Ok(false) => {
+                return Err(Fault::new(FaultKind::Full, "the target is too full even for tombstones"));
+            }
             Err(error) => return Err(Fault::new(FaultKind::DiskFailed, error.to_string())),
         }
         self.submit(Job::Remove(Removal { shards: found })).await
@@ -407,6 +415,8 @@ impl Target {
         self.cancel.is_cancelled() || self.queue.lock().is_none()
     }
 
+    /// Also before answering that nothing needs to be done: after a failed batch it is not known what the device will
+    /// turn out to hold.
     fn check_writable(&self) -> Result<(), Fault> {
         match self.shared.fault() {
             Some(fault) => Err(fault),
@@ -416,7 +426,8 @@ impl Target {
     }
 
     async fn submit(&self, job: Job) -> Result<(), Fault> {
-        let kib = u32::try_from(job.record_bytes().div_ceil(1024)).unwrap_or(u32::MAX).min(self.queue_kib_max);
+        let kib =
+            u32::try_from(job.record_bytes().div_ceil(1024)).unwrap_or(u32::MAX).min(self.queue_kib_max);
         let permit = Arc::clone(&self.queue_kib).acquire_many_owned(kib).await.map_err(|_| stopping())?;
         let sender = self.queue.lock().clone().ok_or_else(stopping)?;
         let (done, outcome) = oneshot::channel();

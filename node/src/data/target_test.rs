@@ -14,7 +14,8 @@ use crate::env::Env;
 async fn shards_round_trip_on_the_real_disk_and_survive_a_restart() {
     for direct_io in [DirectIo::Auto, DirectIo::Off] {
         let dir = tempfile::tempdir().unwrap();
-        let config = TargetConfig { direct_io, segment_bytes: 4 << 20, ..TargetConfig::new(dir.path(), REALM) };
+        let config =
+            TargetConfig { direct_io, segment_bytes: 4 << 20, ..TargetConfig::new(dir.path(), REALM) };
         let target = open_real(&config).await;
         let uuid = target.uuid();
         let sizes = [0, 1, 4096, BLOCK_BYTES, BLOCK_BYTES + 1, 300_000, 1 << 20];
@@ -174,13 +175,18 @@ async fn stat_and_list_see_the_overlay_and_the_index() {
     target.delete(&[wire(3), wire(30)]).await.unwrap();
     expected.retain(|id| ![shard_id(3), shard_id(30)].contains(id));
     expected.sort_unstable();
-    assert_eq!(target.stat(&[wire(2), wire(3), wire(39), wire(30), wire(40)]).unwrap(), [true, false, true, false, false]);
+    assert_eq!(
+        target.stat(&[wire(2), wire(3), wire(39), wire(30), wire(40)]).unwrap(),
+        [true, false, true, false, false]
+    );
     for limit in [1, 7, 1000] {
         let mut listed = Vec::new();
         let mut after = None;
         loop {
             let page = target.list(after, limit).await.unwrap();
-            listed.extend(page.shards.iter().map(|meta| holdfast_proto::id::ShardId::from_slice(&meta.shard).unwrap()));
+            listed.extend(
+                page.shards.iter().map(|meta| holdfast_proto::id::ShardId::from_slice(&meta.shard).unwrap()),
+            );
             after = page.last;
             if !page.more {
                 break;
@@ -200,7 +206,8 @@ async fn segments_roll_and_their_footers_rebuild_the_index() {
     }
     target.delete(&[wire(0), wire(59)]).await.unwrap();
     drop(target);
-    let segments = machine.disk.paths().iter().filter(|path| path.extension().is_some_and(|end| end == "seg")).count();
+    let segments =
+        machine.disk.paths().iter().filter(|path| path.extension().is_some_and(|end| end == "seg")).count();
     assert!(segments > 5, "{segments} segments");
     machine.disk.power_cut(1);
     let target = machine.open().await;

@@ -51,13 +51,15 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn new() -> Self {
-        let config = TargetConfig { segment_bytes: 256 << 10, ..TargetConfig::new("/target", REALM) };
+        let config =
+            TargetConfig { segment_bytes: 256 << 10, index_batch: 8, ..TargetConfig::new("/target", REALM) };
         Self { disk: SimDisk::new(), index: MemHome::default(), config }
     }
 
     pub(super) async fn try_open(&self) -> Result<Arc<Target>, TargetError> {
         let env = Env::new(Arc::new(SimClock::default()), Arc::new(SimRandom), Arc::new(self.disk.clone()));
-        Target::open_with(self.config.clone(), env, CancellationToken::new(), Arc::new(self.index.clone())).await
+        Target::open_with(self.config.clone(), env, CancellationToken::new(), Arc::new(self.index.clone()))
+            .await
     }
 
     pub(super) async fn open(&self) -> Arc<Target> {
@@ -99,12 +101,14 @@ pub(super) fn wire(number: u32) -> Bytes {
 
 /// A shard of `length` bytes that depend on its number.
 pub(super) fn shard(number: u32, length: usize) -> (ShardMeta, Bytes) {
-    let data: Vec<u8> = (0..length).map(|at| ((at as u32 / 7).wrapping_mul(31) ^ number ^ at as u32) as u8).collect();
+    let data: Vec<u8> =
+        (0..length).map(|at| ((at as u32 / 7).wrapping_mul(31) ^ number ^ at as u32) as u8).collect();
     (describe(number, &data), data.into())
 }
 
 pub(super) fn describe(number: u32, data: &[u8]) -> ShardMeta {
-    let hashes: Vec<u8> = data.chunks(BLOCK_BYTES).flat_map(|block| *blake3::hash(block).as_bytes()).collect();
+    let hashes: Vec<u8> =
+        data.chunks(BLOCK_BYTES).flat_map(|block| *blake3::hash(block).as_bytes()).collect();
     ShardMeta {
         shard: wire(number),
         pg: 7,

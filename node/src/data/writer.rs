@@ -122,7 +122,8 @@ impl Writer {
     /// Writes `first` and whatever else is queued and fits; returns a job that did not fit.
     fn commit_group(&mut self, first: Queued) -> Option<Queued> {
         let Some(mut segment) = self.segment.take() else {
-            let fault = self.shared.fault().unwrap_or_else(|| Fault::new(FaultKind::DiskFailed, "not writable"));
+            let fault =
+                self.shared.fault().unwrap_or_else(|| Fault::new(FaultKind::DiskFailed, "not writable"));
             // The asker may be gone; it then has no use for the answer.
             let _ = first.done.send(Err(fault));
             return None;
