@@ -210,7 +210,9 @@ impl LogWriter {
     pub(crate) fn stop(&self) {
         self.shared.queue.lock().stopping = true;
         self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.lock().take() {
+        if let Some(thread) = self.thread.lock().take()
+            && thread.thread().id() != std::thread::current().id()
+        {
             // A panic of the thread was reported as a failure already.
             let _ = thread.join();
         }

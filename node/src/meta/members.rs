@@ -83,6 +83,11 @@ impl Group {
         if !self.is_leader() {
             return Err(Fault::not_leader(self.leader().map_or(0, NodeId::get)));
         }
+        // A change that an earlier leader left behind is committed first.
+        self.wait_for(STEP_DEADLINE, "the last change is committed", |metrics| {
+            metrics.committed_membership_config.log_id() == metrics.membership_config.log_id()
+        })
+        .await?;
         let (old_voters, old_learners) = self.members();
         let new: Vec<NodeId> = voters
             .union(learners)

@@ -52,7 +52,7 @@ struct Shared {
     writer: Arc<LogWriter>,
     tail: Mutex<Tail>,
     /// Index of the last entry on disk.
-    flushed: AtomicU64,
+    flushed: Arc<AtomicU64>,
     /// Index up to which the group's state is durable; purging beyond it would lose state. `None` in storage tests.
     durable: Option<Arc<AtomicU64>>,
 }
@@ -129,7 +129,7 @@ impl GroupLog {
             written: 0,
             offsets: VecDeque::new(),
         };
-        let flushed = AtomicU64::new(last.map_or(0, |last| last.index()));
+        let flushed = Arc::new(AtomicU64::new(last.map_or(0, |last| last.index())));
         Ok(Self { shared: Arc::new(Shared { group, writer, tail: Mutex::new(tail), flushed, durable }) })
     }
 
@@ -335,12 +335,13 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
             callback.io_completed(Ok(()));
             return Ok(());
         };
-        let shared = Arc::clone(&self.shared);
+        // Not all of the log: its last owner must not be the writer's own thread.
+        let flushed = Arc::clone(&self.shared.flushed);
         self.shared.writer.submit(
             self.change(Change::Append(records)),
             Box::new(move |result| {
                 if result.is_ok() {
-                    shared.flushed.store(last, Ordering::Release);
+                    flushed.store(last, Ordering::Release);
                 }
                 callback.io_completed(result.map_err(io_error));
             }),
