@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use holdfast_proto::id::NodeId;
-use holdfast_proto::limits::{H2_FRAME_BYTES, H2_WINDOW_BYTES};
+use holdfast_proto::limits::{H2_FRAME_BYTES, H2_WINDOW_BYTES, SHARD_BYTES_MAX};
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
@@ -16,6 +16,10 @@ pub(crate) enum Traffic {
     Meta,
     Data,
 }
+
+/// Received in one piece: a full shard and its header.
+const SHARD_FRAME_BYTES: u32 = 2 * H2_FRAME_BYTES;
+const _: () = assert!(SHARD_BYTES_MAX + (64 << 10) < SHARD_FRAME_BYTES as usize, "a shard fits a frame");
 
 /// Connections by node and kind; they connect when first used and again after a failure.
 #[derive(Debug, Default)]
@@ -55,12 +59,16 @@ pub(crate) fn lazy(addr: &str, traffic: Traffic) -> Result<Channel, Error> {
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .initial_stream_window_size(H2_WINDOW_BYTES)
-        .max_frame_size(H2_FRAME_BYTES);
+        .initial_stream_window_size(H2_WINDOW_BYTES);
     let endpoint = match traffic {
-        Traffic::Meta => endpoint.initial_connection_window_size(H2_WINDOW_BYTES),
-        // Many streams share the connection: its window must not be the least of theirs.
-        Traffic::Data => endpoint.initial_connection_window_size(8 * H2_WINDOW_BYTES),
+        Traffic::Meta => {
+            endpoint.initial_connection_window_size(H2_WINDOW_BYTES).max_frame_size(H2_FRAME_BYTES)
+        }
+        // Many streams share the connection: its window must not be the least of theirs. A whole shard with its header
+        // comes in one frame, which is then not copied again.
+        Traffic::Data => {
+            endpoint.initial_connection_window_size(8 * H2_WINDOW_BYTES).max_frame_size(SHARD_FRAME_BYTES)
+        }
     };
     Ok(endpoint.connect_lazy())
 }

@@ -28,6 +28,7 @@ pub mod seal;
 mod shard;
 mod source;
 mod stripe;
+mod unary;
 mod verify;
 mod view;
 mod watch;

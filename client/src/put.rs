@@ -295,15 +295,17 @@ impl Drop for Pipeline {
         if self.done {
             return;
         }
-        self.in_flight.abort_all();
+        let mut in_flight = std::mem::take(&mut self.in_flight);
+        in_flight.abort_all();
         let (inner, writing) = (self.inner.clone(), self.writing.clone());
-        let touched: Vec<(u32, PgId)> = writing.groups.lock().touched.iter().copied().collect();
-        if touched.is_empty() || inner.cancel.is_cancelled() {
-            return;
-        }
         inner.tasks.clone().spawn(async move {
+            // A stripe that was being coded sends its shards before it sees that it was aborted.
+            while in_flight.join_next().await.is_some() {}
             stripe::settled(&writing.puts).await;
-            crate::discard::delete_stripes(&inner, &writing.write, &writing.geometry, touched).await;
+            let touched: Vec<(u32, PgId)> = writing.groups.lock().touched.iter().copied().collect();
+            if !touched.is_empty() && !inner.cancel.is_cancelled() {
+                crate::discard::delete_stripes(&inner, &writing.write, &writing.geometry, touched).await;
+            }
         });
     }
 }

@@ -81,7 +81,8 @@ struct StripeRead {
     in_flight: Vec<InFlight>,
 }
 
-/// Sends the bytes of `range` (in stripe `stripe`) in order, each chunk proven. Cancel-safe: what was sent is right.
+/// Sends the bytes of `range` (in stripe `stripe`) in order, once all of them are here and proven: a stripe that cannot be
+/// read fails before its first byte. Cancel-safe.
 ///
 /// # Errors
 /// [`Error::Lost`] when fewer than k shards exist and all others have said so; [`Error::Unavailable`] when the read
@@ -97,25 +98,19 @@ pub(crate) async fn read_stripe(
     let wanted = coded.geometry.shards_of(stripe, range);
     let mut read = StripeRead::new(inner, coded, stripe)?;
     read.start(&wanted);
-    let mut sent = 0;
     loop {
-        while let Some(bytes) = wanted.get(sent).and_then(|wanted| read.take(wanted)) {
+        if let Some(chunks) = read.take_all(&wanted) {
             // Nobody listening means that the reader was dropped.
-            if send.send(Ok(bytes)).is_err() {
-                return Ok(());
-            }
-            sent += 1;
-        }
-        if sent == wanted.len() {
+            chunks.into_iter().for_each(|chunk| drop(send.send(Ok(chunk))));
             return Ok(());
         }
-        if let Some(blocks) = read.needy_blocks(&wanted[sent..]) {
-            if read.rebuild(&wanted[sent..], &blocks)? {
+        if let Some(blocks) = read.needy_blocks(&wanted) {
+            if read.rebuild(&wanted, &blocks)? {
                 continue;
             }
             if !read.ask_others(&blocks) {
                 read.next_round(deadline).await?;
-                read.start(&wanted[sent..]);
+                read.start(&wanted);
                 continue;
             }
         }
@@ -183,7 +178,8 @@ impl StripeRead {
             return;
         }
         for wanted in wanted {
-            if self.is_well(wanted.index) && self.failures[wanted.index].is_none() {
+            let is_open = self.is_needy(wanted) && self.failures[wanted.index].is_none();
+            if is_open && self.is_well(wanted.index) {
                 self.fetch(wanted.index, whole_blocks(&wanted.bytes, self.shard_bytes()));
             }
         }
@@ -211,9 +207,9 @@ impl StripeRead {
         }));
     }
 
-    /// The bytes of a wanted range, when they are here.
-    fn take(&self, wanted: &ShardRange) -> Option<Bytes> {
-        self.held(wanted.index, &wanted.bytes)
+    /// The bytes of all wanted ranges, when they are here.
+    fn take_all(&self, wanted: &[ShardRange]) -> Option<Vec<Bytes>> {
+        wanted.iter().map(|wanted| self.held(wanted.index, &wanted.bytes)).collect()
     }
 
     /// A range of a shard. Of copies any will do.

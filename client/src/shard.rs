@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use holdfast_proto::data::shards_client::ShardsClient;
-use holdfast_proto::data::{DeleteShards, GetShard, PutShard, ShardBlocks, ShardMeta};
+use holdfast_proto::data::{DeleteShards, GetShard, PutShard, PutShardDone, ShardBlocks, ShardMeta};
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{Epoch, ShardId, TargetId};
 use holdfast_proto::limits::MESSAGE_BYTES_MAX;
 use holdfast_proto::v1::FaultKind;
+use prost::Message;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -17,20 +18,24 @@ use crate::channel::Traffic;
 use crate::cluster::Inner;
 use crate::health::Work;
 use crate::map::Map;
+use crate::unary;
 
 /// A shard that is not stored after this long is given up.
 pub(crate) const PUT_MAX: Duration = Duration::from_secs(10);
 /// A shard that is not read after this long is given up.
 pub(crate) const GET_MAX: Duration = Duration::from_secs(5);
+const PUT_PATH: &str = "/holdfast.data.v1.Shards/Put";
+const GET_PATH: &str = "/holdfast.data.v1.Shards/Get";
+/// `PutShard.data`.
+const PUT_DATA_FIELD: u32 = 4;
 const DELETE_MAX: Duration = Duration::from_secs(10);
 
-/// Where a target is.
-fn client(inner: &Inner, map: &Map, target: TargetId) -> Result<ShardsClient<Channel>, Fault> {
+/// The connection to a target.
+fn channel(inner: &Inner, map: &Map, target: TargetId) -> Result<Channel, Fault> {
     let nowhere = |what: String| Fault::new(FaultKind::NotHere, what);
     let node = map.node_of(target).ok_or_else(|| nowhere(format!("target {target} is not in the map")))?;
     let addr = &map.node(node).ok_or_else(|| nowhere(format!("node {node} is not in the map")))?.addr;
-    let channel = inner.channels.to(node, addr, Traffic::Data).map_err(|error| nowhere(error.to_string()))?;
-    Ok(ShardsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    inner.channels.to(node, addr, Traffic::Data).map_err(|error| nowhere(error.to_string()))
 }
 
 async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Fault> {
@@ -64,13 +69,20 @@ pub(crate) async fn put(
     let begin = Instant::now();
     let _writing = inner.health.writing(target);
     let bytes = data.len();
-    let request = PutShard { target: target.get(), pg_epoch: epoch.get(), meta: Some(meta), data };
-    let result = match client(inner, map, target) {
-        Ok(mut client) => within(PUT_MAX, client.put(request)).await,
-        Err(fault) => Err(fault),
+    // All but the data; what is left out is not encoded, and the data is the last field.
+    let head = PutShard { target: target.get(), pg_epoch: epoch.get(), meta: Some(meta), data: Bytes::new() };
+    let mut message = BytesMut::with_capacity(head.encoded_len() + 10);
+    let result = match (channel(inner, map, target), head.encode(&mut message)) {
+        (Ok(channel), Ok(())) => {
+            unary::put_bytes_key(&mut message, PUT_DATA_FIELD, bytes);
+            within(PUT_MAX, unary::call::<PutShardDone>(channel, PUT_PATH, message, data, MESSAGE_BYTES_MAX))
+                .await
+        }
+        (Err(fault), _) => Err(fault),
+        (_, Err(full)) => Err(Fault::new(FaultKind::Invalid, full.to_string())),
     };
     match result {
-        Ok(_) => {
+        Ok(PutShardDone {}) => {
             inner.health.succeeded(target, Work::Write, bytes, begin.elapsed());
             Ok(())
         }
@@ -93,14 +105,19 @@ pub(crate) async fn get(
     let begin = Instant::now();
     let request =
         GetShard { target: target.get(), shard: Bytes::copy_from_slice(&shard.to_bytes()), offset, length };
-    let result = match client(inner, map, target) {
-        Ok(mut client) => within(GET_MAX, client.get(request)).await,
+    let message = BytesMut::from(&request.encode_to_vec()[..]);
+    let result = match channel(inner, map, target) {
+        Ok(channel) => {
+            let call =
+                unary::call::<ShardBlocks>(channel, GET_PATH, message, Bytes::new(), MESSAGE_BYTES_MAX);
+            within(GET_MAX, call).await
+        }
         Err(fault) => Err(fault),
     };
     match result {
         Ok(answer) => {
             inner.health.succeeded(target, Work::Read, length as usize, begin.elapsed());
-            Ok(answer.into_inner())
+            Ok(answer)
         }
         Err(fault) => {
             note(inner, target, &fault);
@@ -116,6 +133,6 @@ pub(crate) async fn delete(
     target: TargetId,
     shards: Vec<Bytes>,
 ) -> Result<(), Fault> {
-    let mut client = client(inner, map, target)?;
+    let mut client = ShardsClient::new(channel(inner, map, target)?);
     within(DELETE_MAX, client.delete(DeleteShards { target: target.get(), shards })).await.map(|_| ())
 }

@@ -28,9 +28,10 @@ use crate::shard;
 
 /// A stripe that has not reached its acknowledgement number after this long is tried elsewhere.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
-/// Bounds of the wait for the last shards after the acknowledgement; within them, as long again as that took.
-const GRACE_MIN: Duration = Duration::from_millis(20);
-const GRACE_MAX: Duration = Duration::from_millis(500);
+/// Bounds of the wait for the last shards after the acknowledgement; within them, twice as
+/// long again as that took. What is not waited for is repaired, which costs far more than a wait.
+const GRACE_MIN: Duration = Duration::from_millis(50);
+const GRACE_MAX: Duration = Duration::from_secs(1);
 
 /// What all stripes of one write share.
 #[derive(Debug)]
@@ -242,7 +243,7 @@ async fn attempt(
     let failure = loop {
         if landed >= acknowledge {
             let now = Instant::now();
-            let grace = now.duration_since(begin).clamp(GRACE_MIN, GRACE_MAX);
+            let grace = (now.duration_since(begin) * 2).clamp(GRACE_MIN, GRACE_MAX);
             return Ok(Stored { number: stripe.number, pg, flight, grace_until: now + grace });
         }
         if landed + flight.under_way < acknowledge {
