@@ -69,10 +69,6 @@ impl Directory {
         segments_dir(&self.root)
     }
 
-    pub(super) fn index(&self) -> PathBuf {
-        self.root.join("index")
-    }
-
     /// Whether the index was closed cleanly, and whether it can be trusted as far as its checkpoint goes.
     pub(super) fn index_state(&self) -> io::Result<(bool, bool)> {
         let content = match self.disk.read(&self.state_path()) {

@@ -30,6 +30,16 @@ pub(super) enum LogEntry {
     Dead(Tombstone),
 }
 
+impl LogEntry {
+    /// Whom it is about.
+    pub(super) fn shard(&self) -> ShardId {
+        match self {
+            Self::Live(shard, _) => *shard,
+            Self::Dead(tombstone) => tombstone.shard,
+        }
+    }
+}
+
 /// The meta of a footer record.
 pub(super) fn encode_entries(entries: &[LogEntry]) -> Vec<u8> {
     let mut out = Vec::with_capacity(entries.len() * ENTRY_BYTES);

@@ -167,8 +167,10 @@ fn rebuild(shared: &Shared, cancel: &CancellationToken) -> Result<Checkpoint, Re
     numbers.sort_unstable();
     let mut totals = Totals::default();
     for number in numbers.into_iter().filter(|number| *number <= until.segment) {
-        let entries = segment_entries(shared, number)
+        let mut entries = segment_entries(shared, number)
             .map_err(|source| RebuildError::Segment { segment: number, source })?;
+        // In key order the index touches each of its pages once; what is said of one shard stays in log order.
+        entries.sort_by_key(LogEntry::shard);
         for entry in entries {
             if cancel.is_cancelled() || shared.overlay.is_stopping() {
                 return Err(RebuildError::Stopping);

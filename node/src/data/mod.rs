@@ -44,7 +44,9 @@ mod index_test;
 #[cfg(test)]
 mod model_test;
 #[cfg(test)]
+mod service_test;
+#[cfg(test)]
 mod target_test;
 
 pub(crate) use service::ShardService;
-pub(crate) use target::{DirectIo, Target, TargetConfig, TargetError};
+pub(crate) use target::{DirectIo, Target, TargetConfig};

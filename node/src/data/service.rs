@@ -41,11 +41,6 @@ impl ShardService {
         self.targets.write().insert(id, target);
     }
 
-    /// Serves it no more; returns it.
-    pub(crate) fn remove(&self, id: TargetId) -> Option<Arc<Target>> {
-        self.targets.write().remove(&id)
-    }
-
     /// The tonic service, sized for one shard to a message.
     pub(crate) fn into_server(self) -> ShardsServer<Self> {
         ShardsServer::new(self)

@@ -74,7 +74,7 @@ impl TargetConfig {
             realm,
             segment_bytes: 1 << 30,
             direct_io: DirectIo::Auto,
-            index_cache_bytes: 32 << 20,
+            index_cache_bytes: 16 << 20,
             index_batch: 4096,
             batch_bytes: 4 << 20,
             queue_bytes: 32 << 20,
@@ -297,7 +297,7 @@ impl Target {
             Ok(false) => return Err(Fault::new(FaultKind::Full, "the target is full")),
             Err(error) => return Err(Fault::new(FaultKind::DiskFailed, error.to_string())),
         }
-        self.submit(Job::Put(Put { shard, meta, meta_bytes, data, before })).await
+        self.submit(Job::Put(Box::new(Put { shard, meta, meta_bytes, data, before }))).await
     }
 
     /// Removes shards. Answers when their tombstones are durable. Those that are not here are no error.

@@ -40,7 +40,7 @@ pub(super) struct Removal {
 
 #[derive(Debug)]
 pub(super) enum Job {
-    Put(Put),
+    Put(Box<Put>),
     Remove(Removal),
 }
 
@@ -191,7 +191,7 @@ impl Writer {
         }
     }
 
-    fn stage_put(&mut self, put: Put, staged: &mut Staged) -> Result<(), Fault> {
+    fn stage_put(&mut self, put: Box<Put>, staged: &mut Staged) -> Result<(), Fault> {
         match staged.changes.get(&put.shard) {
             Some(Some(_)) => {
                 let same = staged.metas.get(&put.shard).is_some_and(|meta| {
