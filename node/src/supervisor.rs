@@ -181,7 +181,12 @@ impl Supervisor {
                     this.fail(format!("worker {name} keeps failing: {error}"));
                     return;
                 };
-                tracing::warn!(worker = name, error, backoff_ms = backoff.as_millis() as u64, "worker starts again");
+                tracing::warn!(
+                    worker = name,
+                    error,
+                    backoff_ms = backoff.as_millis() as u64,
+                    "worker starts again"
+                );
                 {
                     let mut state = progress.state.lock();
                     state.failures += 1;
@@ -199,7 +204,8 @@ impl Supervisor {
     pub(crate) async fn shutdown(&self, patience: Duration) {
         self.inner.cancel.cancel();
         let mut tasks = std::mem::take(&mut *self.inner.tasks.lock());
-        let drained = tokio::time::timeout(patience, async { while tasks.join_next().await.is_some() {} }).await;
+        let drained =
+            tokio::time::timeout(patience, async { while tasks.join_next().await.is_some() {} }).await;
         if drained.is_err() {
             tracing::warn!(tasks = tasks.len(), "tasks did not stop in time and are aborted");
             tasks.shutdown().await;

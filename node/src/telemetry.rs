@@ -5,8 +5,8 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};

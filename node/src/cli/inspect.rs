@@ -37,7 +37,8 @@ pub(super) async fn status(zone: &ZoneArgs) -> anyhow::Result<()> {
             "corrupt_blocks": reports(&status).values().map(|report| report.corrupt_blocks).sum::<u64>(),
         }));
     }
-    let mut text = format!("zone {} of realm {}, map generation {}\n\n", map.zone_name, realm(&map), map.generation);
+    let mut text =
+        format!("zone {} of realm {}, map generation {}\n\n", map.zone_name, realm(&map), map.generation);
     if status.health.is_empty() {
         text += "health: good\n";
     }
@@ -49,12 +50,19 @@ pub(super) async fn status(zone: &ZoneArgs) -> anyhow::Result<()> {
         .groups
         .iter()
         .map(|group| {
-            let nodes = |ids: &[u64]| ids.iter().map(|id| NodeId::new(*id).to_string()).collect::<Vec<_>>().join(" ");
-            vec![group_name(group.group), node_name(group.leader), nodes(&group.voters), nodes(&group.learners)]
+            let nodes =
+                |ids: &[u64]| ids.iter().map(|id| NodeId::new(*id).to_string()).collect::<Vec<_>>().join(" ");
+            vec![
+                group_name(group.group),
+                node_name(group.leader),
+                nodes(&group.voters),
+                nodes(&group.learners),
+            ]
         })
         .collect();
     text += &output::table(&["GROUP", "LEADER", "VOTERS", "LEARNERS"], &rows);
-    let classes: Vec<String> = map.classes.iter().map(|class| format!("{} {}", class.name, scheme(class.scheme))).collect();
+    let classes: Vec<String> =
+        map.classes.iter().map(|class| format!("{} {}", class.name, scheme(class.scheme))).collect();
     text += &format!(
         "\n\nclasses: {}; {} placement groups; {} write(s) with missing shards; {} write(s) to collect",
         if classes.is_empty() { "none yet".to_owned() } else { classes.join(", ") },
@@ -68,19 +76,29 @@ pub(super) async fn status(zone: &ZoneArgs) -> anyhow::Result<()> {
 /// `holdfast node list`
 pub(super) async fn nodes(zone: &ZoneArgs) -> anyhow::Result<()> {
     let (status, map) = ask(zone).await?;
-    if zone.json { output::json(&nodes_json(&status, &map)) } else { output::line(&nodes_table(&status, &map)) }
+    if zone.json {
+        output::json(&nodes_json(&status, &map))
+    } else {
+        output::line(&nodes_table(&status, &map))
+    }
 }
 
 /// `holdfast target list`
 pub(super) async fn targets(zone: &ZoneArgs) -> anyhow::Result<()> {
     let (status, map) = ask(zone).await?;
-    if zone.json { output::json(&targets_json(&status, &map)) } else { output::line(&targets_table(&status, &map)) }
+    if zone.json {
+        output::json(&targets_json(&status, &map))
+    } else {
+        output::line(&targets_table(&status, &map))
+    }
 }
 
 /// `holdfast pg list`
 pub(super) async fn pgs(zone: &ZoneArgs) -> anyhow::Result<()> {
     let (_, map) = ask(zone).await?;
-    let up = |id: &u32| map.targets.iter().any(|target| target.id == *id && target.state() == TargetState::TargetUp);
+    let up = |id: &u32| {
+        map.targets.iter().any(|target| target.id == *id && target.state() == TargetState::TargetUp)
+    };
     if zone.json {
         let rows: Vec<Value> = map
             .pgs
@@ -108,7 +126,10 @@ pub(super) async fn pgs(zone: &ZoneArgs) -> anyhow::Result<()> {
 /// `holdfast bucket list`
 pub(super) async fn buckets(zone: &ZoneArgs) -> anyhow::Result<()> {
     let answer = zone.contact()?.buckets().await.map_err(|fault| anyhow::anyhow!("{}", fault.message))?;
-    let rows = answer.buckets.into_iter().map(|row| (row.bucket.unwrap_or_default(), row.counters.unwrap_or_default()));
+    let rows = answer
+        .buckets
+        .into_iter()
+        .map(|row| (row.bucket.unwrap_or_default(), row.counters.unwrap_or_default()));
     let state = |state: BucketState| match state {
         BucketState::BucketCreating => "creating",
         BucketState::BucketDeleting => "deleting",
@@ -233,7 +254,13 @@ fn nodes_table(status: &StatusResponse, map: &ClusterMap) -> String {
                 Some(heard) => format!("silent {} s", heard.silent_ms / 1000),
                 None => "unknown".to_owned(),
             };
-            vec![NodeId::new(node.id).to_string(), node.roles.join(","), state, node.host.clone(), node.addr.clone()]
+            vec![
+                NodeId::new(node.id).to_string(),
+                node.roles.join(","),
+                state,
+                node.host.clone(),
+                node.addr.clone(),
+            ]
         })
         .collect();
     output::table(&["NODE", "ROLES", "STATE", "HOST", "ADDRESS"], &rows)

@@ -54,7 +54,7 @@ enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Measure an S3 endpoint
-    Bench(crate::bench::BenchArgs),
+    Bench(Box<crate::bench::BenchArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -135,7 +135,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             let checked = config::load(&config)?;
             output::line(&format!("{}: good; roles: {}", config.display(), checked.roles().join(", ")))
         }
-        Command::Bench(args) => serve::runtime()?.block_on(crate::bench::run(args)),
+        Command::Bench(args) => serve::runtime()?.block_on(crate::bench::run(*args)),
     }
 }
 

@@ -32,7 +32,8 @@ impl ZoneArgs {
         // A configuration named on this line wins over an endpoint from the environment.
         if let Some(path) = &self.config {
             let config = config::load(path)?;
-            let own = if config.node.advertise.is_empty() { config.node.listen } else { config.node.advertise };
+            let own =
+                if config.node.advertise.is_empty() { config.node.listen } else { config.node.advertise };
             return Ok(Contact::new(std::iter::once(own).chain(config.node.seeds).collect()));
         }
         if let Some(endpoint) = &self.endpoint {

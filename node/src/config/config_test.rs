@@ -20,7 +20,8 @@ listen = "127.0.0.1:0"
 "#;
 
 fn with_env(text: &str, env: &[(&str, &str)]) -> Result<Config, Vec<ConfigFault>> {
-    let env: Vec<(String, String)> = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let env: Vec<(String, String)> =
+        env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
     parse(text, env.into_iter(), cloud_init::Instance::default())
 }
 
@@ -61,8 +62,19 @@ fn every_fault_is_reported_with_its_path() {
     let faults = with_env(text, &[]).unwrap_err();
     let found = paths(&faults);
     for path in [
-        "colour", "node.typo", "node.data_dir", "node.listen", "node.zone", "node.seeds[1]", "node.insecure_plaintext",
-        "meta.down_after", "meta.partitions", "meta.scheme", "data.segment_bytes", "data.targets", "gateway.tls_cert",
+        "colour",
+        "node.typo",
+        "node.data_dir",
+        "node.listen",
+        "node.zone",
+        "node.seeds[1]",
+        "node.insecure_plaintext",
+        "meta.down_after",
+        "meta.partitions",
+        "meta.scheme",
+        "data.segment_bytes",
+        "data.targets",
+        "gateway.tls_cert",
     ] {
         assert_eq!(found.iter().filter(|found| **found == path).count(), 1, "{path} in {faults:?}");
     }

@@ -242,7 +242,11 @@ impl ConfigFault {
 
 impl fmt::Display for ConfigFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
+        if self.path.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.path, self.message)
+        }
     }
 }
 
@@ -301,7 +305,11 @@ fn parse(
 }
 
 /// Takes one section, checking its keys one by one so that each faulty key is reported.
-fn take<T: for<'de> Deserialize<'de>>(table: &mut toml::Table, name: &str, faults: &mut Vec<ConfigFault>) -> Option<T> {
+fn take<T: for<'de> Deserialize<'de>>(
+    table: &mut toml::Table,
+    name: &str,
+    faults: &mut Vec<ConfigFault>,
+) -> Option<T> {
     let section = match table.remove(name)? {
         toml::Value::Table(section) => section,
         _ => {

@@ -14,13 +14,15 @@ pub(super) fn apply(
     found.sort();
     for (name, value) in found {
         let lower = name["HOLDFAST_".len()..].to_ascii_lowercase();
-        let Some((section, key)) = lower.split_once('_').filter(|(section, _)| SECTIONS.contains(section)) else {
+        let Some((section, key)) = lower.split_once('_').filter(|(section, _)| SECTIONS.contains(section))
+        else {
             continue;
         };
         let entry = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
         match entry.as_table_mut() {
             Some(section) => drop(section.insert(key.to_owned(), value_of(&value))),
-            None => faults.push(ConfigFault::new(section, format!("{name} cannot be laid over it: not a section"))),
+            None => faults
+                .push(ConfigFault::new(section, format!("{name} cannot be laid over it: not a section"))),
         }
     }
 }

@@ -123,9 +123,14 @@ mod tests {
 
     #[test]
     fn sizes_print_as_they_parse() {
-        for (text, bytes) in
-            [("1GiB", 1 << 30), ("64MiB", 64 << 20), ("3KiB", 3 << 10), ("17B", 17), ("0B", 0), ("2TiB", 2 << 40)]
-        {
+        for (text, bytes) in [
+            ("1GiB", 1 << 30),
+            ("64MiB", 64 << 20),
+            ("3KiB", 3 << 10),
+            ("17B", 17),
+            ("0B", 0),
+            ("2TiB", 2 << 40),
+        ] {
             let size: Size = text.parse().unwrap();
             assert_eq!(size.bytes(), bytes);
             assert_eq!(size.to_string(), text);

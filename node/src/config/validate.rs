@@ -57,7 +57,10 @@ impl Check<'_> {
                 self.fault("node.advertise", format!("{:?} is not host:port", node.advertise));
             }
         } else if is_wildcard(&node.listen) {
-            self.fault("node.advertise", "required when `listen` is a wildcard: where others reach this node");
+            self.fault(
+                "node.advertise",
+                "required when `listen` is a wildcard: where others reach this node",
+            );
         }
         for (index, seed) in node.seeds.iter().enumerate() {
             if host_port(seed).is_none() {
@@ -149,7 +152,8 @@ impl Check<'_> {
     }
 
     fn distinct_listeners(&mut self, config: &Config) {
-        let mut listeners = vec![("node.listen", &config.node.listen), ("node.admin_listen", &config.node.admin_listen)];
+        let mut listeners =
+            vec![("node.listen", &config.node.listen), ("node.admin_listen", &config.node.admin_listen)];
         if let Some(gateway) = &config.gateway {
             listeners.push(("gateway.listen", &gateway.listen));
         }

@@ -4,10 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use time::{Duration, OffsetDateTime};
 
+use crate::env::Env;
 use crate::node::atomic_file;
 
 const VALID: Duration = Duration::days(825);
@@ -29,17 +31,18 @@ pub(super) fn key_path(dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When they cannot be made or written.
-pub(super) fn ensure(dir: &Path) -> anyhow::Result<()> {
+pub(super) fn ensure(dir: &Path, env: &Env) -> anyhow::Result<()> {
     if [ca_path(dir), cert_path(dir), key_path(dir)].iter().all(|path| path.exists()) {
         return Ok(());
     }
-    let now = OffsetDateTime::now_utc();
+    let now = OffsetDateTime::from_unix_timestamp(i64::try_from(env.now_ms() / 1000)?)?;
     let (from, to) = (now - Duration::days(1), now + VALID);
 
     let mut ca = CertificateParams::new(Vec::new())?;
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     ca.distinguished_name.push(DnType::CommonName, "Holdfast dev CA");
-    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    ca.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     (ca.not_before, ca.not_after) = (from, to);
     let ca_key = KeyPair::generate()?;
     let ca_cert = ca.self_signed(&ca_key)?;
@@ -70,9 +73,9 @@ mod tests {
     #[test]
     fn certificates_are_made_once() {
         let dir = tempfile::tempdir().unwrap();
-        ensure(dir.path()).unwrap();
+        ensure(dir.path(), &Env::real()).unwrap();
         let before = std::fs::read(ca_path(dir.path())).unwrap();
-        ensure(dir.path()).unwrap();
+        ensure(dir.path(), &Env::real()).unwrap();
         assert_eq!(std::fs::read(ca_path(dir.path())).unwrap(), before);
         assert!(before.starts_with(b"-----BEGIN CERTIFICATE-----"));
     }

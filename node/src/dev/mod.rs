@@ -117,7 +117,7 @@ fn prepare(dir: &Path, args: &DevArgs, root: Option<RootKey>, env: &Env) -> anyh
         }
     };
     if args.tls {
-        certs::ensure(dir)?;
+        certs::ensure(dir, env)?;
     }
     layout::write_configs(dir, &state)?;
     state.save(dir)?;
@@ -147,10 +147,8 @@ async fn run_in_process(
         let config = config::load(&node.config)?;
         let (stop, ended, env) = (stages[stage(&node.roles)].clone(), ended.clone(), env.clone());
         nodes.spawn(async move {
-            let result = async {
-                NodeRuntime::start(config, env, stop.clone()).await?.run(stop.clone()).await
-            }
-            .await;
+            let result =
+                async { NodeRuntime::start(config, env, stop.clone()).await?.run(stop.clone()).await }.await;
             // A node that ends on its own ends the zone; one that was stopped while it waited did as told.
             ended.cancel();
             if stop.is_cancelled() && result.is_err() { Ok(()) } else { result }

@@ -53,7 +53,13 @@ impl Children {
             command.process_group(0);
             let child = command.spawn()?;
             let pid = child.id().unwrap_or_default();
-            children.push(Running { name: node.name.clone(), stage: stage(&node.roles), child, pid, ended: false });
+            children.push(Running {
+                name: node.name.clone(),
+                stage: stage(&node.roles),
+                child,
+                pid,
+                ended: false,
+            });
         }
         Ok(Self { children })
     }
@@ -68,7 +74,10 @@ impl Children {
         loop {
             for running in &mut self.children {
                 if let Some(status) = running.child.try_wait()? {
-                    anyhow::bail!("node {} ended while the zone started ({status}); its log says why", running.name);
+                    anyhow::bail!(
+                        "node {} ended while the zone started ({status}); its log says why",
+                        running.name
+                    );
                 }
             }
             tokio::time::sleep(LOOK).await;
@@ -110,7 +119,10 @@ impl Children {
             for at in members {
                 let child = &mut self.children[at].child;
                 if tokio::time::timeout(STOP_PATIENCE, child.wait()).await.is_err() {
-                    tracing::warn!(node = self.children[at].name, "the node did not stop in time and is killed");
+                    tracing::warn!(
+                        node = self.children[at].name,
+                        "the node did not stop in time and is killed"
+                    );
                     drop(self.children[at].child.kill().await);
                 }
             }

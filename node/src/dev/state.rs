@@ -75,8 +75,9 @@ impl DevState {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => anyhow::bail!("{}: {error}", path.display()),
         };
-        let mut state: Self = serde_json::from_slice(&raw)
-            .map_err(|error| anyhow::anyhow!("{} is damaged: {error}; use another --data-dir", path.display()))?;
+        let mut state: Self = serde_json::from_slice(&raw).map_err(|error| {
+            anyhow::anyhow!("{} is damaged: {error}; use another --data-dir", path.display())
+        })?;
         if state.version != VERSION {
             anyhow::bail!("{} is of version {}, which is not known here", path.display(), state.version);
         }
@@ -102,7 +103,13 @@ impl DevState {
     }
 
     /// A new one.
-    pub(super) fn new(tls: bool, access_key: String, secret_key: String, join_token: String, nodes: Vec<DevNode>) -> Self {
+    pub(super) fn new(
+        tls: bool,
+        access_key: String,
+        secret_key: String,
+        join_token: String,
+        nodes: Vec<DevNode>,
+    ) -> Self {
         Self { version: VERSION, zone: "dev".to_owned(), tls, access_key, secret_key, join_token, nodes }
     }
 
@@ -112,11 +119,17 @@ impl DevState {
     }
 
     pub(super) fn first_meta(&self) -> anyhow::Result<&DevNode> {
-        self.nodes.iter().find(|node| node.is("meta")).ok_or_else(|| anyhow::anyhow!("the zone has no meta node"))
+        self.nodes
+            .iter()
+            .find(|node| node.is("meta"))
+            .ok_or_else(|| anyhow::anyhow!("the zone has no meta node"))
     }
 
     pub(super) fn gateway(&self) -> anyhow::Result<&DevNode> {
-        self.nodes.iter().find(|node| node.is("gateway")).ok_or_else(|| anyhow::anyhow!("the zone has no gateway"))
+        self.nodes
+            .iter()
+            .find(|node| node.is("gateway"))
+            .ok_or_else(|| anyhow::anyhow!("the zone has no gateway"))
     }
 
     /// Where S3 is served.

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::GroupId;
 use holdfast_proto::limits::SLOT_TABLE_LEN;
-use holdfast_proto::meta::{AccessKey, Account, Command, Group, InitRealm, InitZone, Node, Outcome, Refusal, command};
+use holdfast_proto::meta::{
+    AccessKey, Account, Command, Group, InitRealm, InitZone, Node, Outcome, Refusal, command,
+};
 
 use crate::meta::Groups;
 use crate::node::directory::{Founding, Identity};
@@ -69,7 +71,12 @@ pub(crate) async fn found(
 }
 
 /// Proposes until the new group has a leader and answers.
-async fn propose(groups: &Groups, identity: &Identity, group: GroupId, op: command::Op) -> anyhow::Result<()> {
+async fn propose(
+    groups: &Groups,
+    identity: &Identity,
+    group: GroupId,
+    op: command::Op,
+) -> anyhow::Result<()> {
     let request = blake3::hash(&[identity.realm.as_bytes().as_slice(), &group.get().to_be_bytes()].concat());
     let command = Command {
         request: Bytes::copy_from_slice(&request.as_bytes()[..16]),

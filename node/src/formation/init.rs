@@ -43,15 +43,19 @@ impl RootKey {
     /// One sentence when one is missing, or a length is not allowed.
     pub(crate) fn from_env() -> anyhow::Result<Option<Self>> {
         let read = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let (access_key, secret_key) = match (read("HOLDFAST_ROOT_ACCESS_KEY"), read("HOLDFAST_ROOT_SECRET_KEY")) {
-            (None, None) => return Ok(None),
-            (Some(access_key), Some(secret_key)) => (access_key, Zeroizing::new(secret_key)),
-            _ => anyhow::bail!("HOLDFAST_ROOT_ACCESS_KEY and HOLDFAST_ROOT_SECRET_KEY go together"),
-        };
-        if !ACCESS_KEY_BYTES.contains(&access_key.len()) || !access_key.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        let (access_key, secret_key) =
+            match (read("HOLDFAST_ROOT_ACCESS_KEY"), read("HOLDFAST_ROOT_SECRET_KEY")) {
+                (None, None) => return Ok(None),
+                (Some(access_key), Some(secret_key)) => (access_key, Zeroizing::new(secret_key)),
+                _ => anyhow::bail!("HOLDFAST_ROOT_ACCESS_KEY and HOLDFAST_ROOT_SECRET_KEY go together"),
+            };
+        if !ACCESS_KEY_BYTES.contains(&access_key.len())
+            || !access_key.bytes().all(|b| b.is_ascii_alphanumeric())
+        {
             anyhow::bail!("HOLDFAST_ROOT_ACCESS_KEY: 3 to 128 letters and digits");
         }
-        if !SECRET_KEY_BYTES.contains(&secret_key.len()) || !secret_key.bytes().all(|b| b.is_ascii_graphic()) {
+        if !SECRET_KEY_BYTES.contains(&secret_key.len()) || !secret_key.bytes().all(|b| b.is_ascii_graphic())
+        {
             anyhow::bail!("HOLDFAST_ROOT_SECRET_KEY: 8 to 128 printable ASCII characters without spaces");
         }
         Ok(Some(Self { access_key, secret_key }))
@@ -102,7 +106,8 @@ pub(crate) fn zone_init(
         Zeroizing::new(config.node.join_token.clone())
     };
     let root = root.unwrap_or_else(|| RootKey::random(env));
-    let sealed = holdfast_client::seal::seal_secret(&realm_key, &root.access_key, root.secret_key.as_bytes())?;
+    let sealed =
+        holdfast_client::seal::seal_secret(&realm_key, &root.access_key, root.secret_key.as_bytes())?;
     directory.save(&Identity {
         version: Identity::VERSION,
         realm,

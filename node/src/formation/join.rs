@@ -12,6 +12,7 @@ use holdfast_proto::meta::{ClusterMap, JoinRequest, JoinResponse, Node, NodeStat
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::env::Env;
 use crate::node::contact::Contact;
 use crate::node::directory::{Identity, NodeDirectory, Secret};
 
@@ -50,6 +51,7 @@ pub(crate) fn node_row(config: &Config, id: u64, incarnation: u64, place: &SelfD
 pub(crate) async fn first_join(
     config: &Config,
     directory: &NodeDirectory,
+    env: &Env,
     contact: &Contact,
     place: &SelfDescription,
     cancel: &CancellationToken,
@@ -61,7 +63,7 @@ pub(crate) async fn first_join(
             directory.path().display()
         );
     }
-    let nonce = directory.join_nonce()?;
+    let nonce = directory.join_nonce(env)?;
     let request = JoinRequest {
         token: config.node.join_token.clone(),
         node: Some(node_row(config, 0, 0, place)),
@@ -114,7 +116,11 @@ pub(crate) async fn register(
     ask_until(contact, request, cancel).await
 }
 
-async fn ask_until(contact: &Contact, request: JoinRequest, cancel: &CancellationToken) -> anyhow::Result<JoinResponse> {
+async fn ask_until(
+    contact: &Contact,
+    request: JoinRequest,
+    cancel: &CancellationToken,
+) -> anyhow::Result<JoinResponse> {
     let mut pause = PAUSE_MIN;
     let mut complain_at = tokio::time::Instant::now() + COMPLAIN;
     loop {

@@ -23,7 +23,12 @@ const RETRY_MAX: Duration = Duration::from_secs(600);
 const PROBE: Duration = Duration::from_secs(1);
 
 /// Runs until the node stops.
-pub(crate) async fn run(groups: Arc<Groups>, feed: MapFeed, me: NodeId, progress: Progress) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    groups: Arc<Groups>,
+    feed: MapFeed,
+    me: NodeId,
+    progress: Progress,
+) -> anyhow::Result<()> {
     let mut balance = Balance::default();
     loop {
         tokio::time::sleep(TICK).await;
@@ -57,7 +62,8 @@ fn sets(group: &Group) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
 }
 
 fn differs(groups: &Groups, group: &Group) -> bool {
-    GroupId::from_u64(group.id).is_ok_and(|id| groups.members(id).is_some_and(|members| members != sets(group)))
+    GroupId::from_u64(group.id)
+        .is_ok_and(|id| groups.members(id).is_some_and(|members| members != sets(group)))
 }
 
 async fn change(groups: &Groups, group: &Group) -> anyhow::Result<()> {
@@ -96,13 +102,16 @@ impl Balance {
             return;
         }
         for group in led {
-            let Some(to) = preferred_leader(group, &map.groups).filter(|to| *to != me.get()) else { continue };
+            let Some(to) = preferred_leader(group, &map.groups).filter(|to| *to != me.get()) else {
+                continue;
+            };
             let (next, pause) = self.tries.get(&group.id).copied().unwrap_or((now, RETRY_MIN));
             if now < next {
                 continue;
             }
             self.tries.insert(group.id, (now + pause, (pause * 2).min(RETRY_MAX)));
-            let Some(address) = map.nodes.iter().find(|node| node.id == to).map(|node| node.addr.as_str()) else {
+            let Some(address) = map.nodes.iter().find(|node| node.id == to).map(|node| node.addr.as_str())
+            else {
                 continue;
             };
             // Leadership given to a node that is not there is an outage of an election timeout.

@@ -44,7 +44,9 @@ pub(crate) fn plan(nodes: &[MetaNode], groups: &[Group]) -> Vec<Group> {
         while voters.len() < count {
             let free = nodes
                 .iter()
-                .filter(|node| node.alive && !voters.contains(&node.id) && !hosts.contains(node.host.as_str()))
+                .filter(|node| {
+                    node.alive && !voters.contains(&node.id) && !hosts.contains(node.host.as_str())
+                })
                 .min_by_key(|node| (roles.get(&node.id).copied().unwrap_or(0), node.id));
             let Some(node) = free else { break };
             voters.push(node.id);
@@ -52,7 +54,7 @@ pub(crate) fn plan(nodes: &[MetaNode], groups: &[Group]) -> Vec<Group> {
             *roles.entry(node.id).or_default() += 1;
         }
         // An even number bears no more failures than one less.
-        if voters.len() % 2 == 0 && voters.len() > group.voters.len() {
+        if voters.len().is_multiple_of(2) && voters.len() > group.voters.len() {
             voters.pop();
         }
         voters.sort_unstable();
@@ -132,7 +134,9 @@ mod tests {
         let mut nodes: Vec<MetaNode> = (1..=3).map(node).collect();
         nodes[2].alive = false;
         assert!(plan(&nodes, &groups(&[1, 2, 3])).is_empty());
-        assert!(plan(&nodes, &groups(&[1])).iter().all(|group| group.voters == [1] && group.learners == [2, 3]));
+        assert!(
+            plan(&nodes, &groups(&[1])).iter().all(|group| group.voters == [1] && group.learners == [2, 3])
+        );
     }
 
     #[test]

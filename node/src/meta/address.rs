@@ -26,9 +26,4 @@ impl AddressBook {
     pub(crate) fn get(&self, node: NodeId) -> Option<String> {
         self.addresses.read().get(&node).cloned()
     }
-
-    /// All of it.
-    pub(crate) fn all(&self) -> Vec<(NodeId, String)> {
-        self.addresses.read().iter().map(|(node, address)| (*node, address.clone())).collect()
-    }
 }

@@ -41,7 +41,6 @@ use holdfast_proto::id::GroupId;
 
 pub(crate) use address::AddressBook;
 pub(crate) use groups::{GroupStatus, Groups, GroupsConfig};
-pub(crate) use upkeep::UpkeepConfig;
 
 /// Why groups do not start or do not go on.
 #[derive(Debug, thiserror::Error)]

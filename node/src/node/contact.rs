@@ -78,7 +78,9 @@ impl Contact {
     pub(crate) async fn join(&self, request: JoinRequest) -> Result<JoinResponse, Fault> {
         self.ask(JOIN_TIMEOUT, |channel| {
             let request = request.clone();
-            async move { MembershipClient::new(channel).max_decoding_message_size(MAP_BYTES_MAX).join(request).await }
+            async move {
+                MembershipClient::new(channel).max_decoding_message_size(MAP_BYTES_MAX).join(request).await
+            }
         })
         .await
     }
@@ -114,7 +116,8 @@ impl Contact {
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        let mut last = Fault::new(FaultKind::FaultUnavailable, "no meta node is known: name one in node.seeds");
+        let mut last =
+            Fault::new(FaultKind::FaultUnavailable, "no meta node is known: name one in node.seeds");
         for address in self.addresses() {
             let channel = match self.channel(&address) {
                 Ok(channel) => channel,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::atomic_file;
+use crate::env::Env;
 
 /// Why a directory cannot be used. Each is one clear line.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +29,9 @@ pub(crate) enum DirectoryError {
     OtherZone { dir: String, realm: RealmId, found: String, wanted: String },
     #[error("{dir} already belongs to node {node} of realm {realm}")]
     AlreadyInit { dir: String, node: NodeId, realm: RealmId },
-    #[error("{dir} holds metadata but no identity: it is not a new directory; restore identity.json or use another one")]
+    #[error(
+        "{dir} holds metadata but no identity: it is not a new directory; restore identity.json or use another one"
+    )]
     Orphaned { dir: String },
 }
 
@@ -67,7 +70,10 @@ mod hex_secret {
 mod text {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<T: std::fmt::Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<T: std::fmt::Display, S: Serializer>(
+        value: &T,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.collect_str(value)
     }
     pub(super) fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
@@ -162,7 +168,8 @@ impl NodeDirectory {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let pid = std::fs::read_to_string(&name).unwrap_or_default();
-                let holder = if pid.trim().is_empty() { String::new() } else { format!(" (pid {})", pid.trim()) };
+                let holder =
+                    if pid.trim().is_empty() { String::new() } else { format!(" (pid {})", pid.trim()) };
                 return Err(DirectoryError::InUse { dir: path.display().to_string(), holder });
             }
             Err(TryLockError::Error(error)) => return Err(io(error)),
@@ -237,7 +244,7 @@ impl NodeDirectory {
     ///
     /// # Errors
     /// When the directory cannot be read or written.
-    pub(crate) fn join_nonce(&self) -> Result<[u8; 16], DirectoryError> {
+    pub(crate) fn join_nonce(&self, env: &Env) -> Result<[u8; 16], DirectoryError> {
         let io = |error| DirectoryError::Io { dir: self.path.display().to_string(), error };
         let path = self.path.join("join-nonce");
         if let Ok(raw) = std::fs::read(&path)
@@ -245,7 +252,8 @@ impl NodeDirectory {
         {
             return Ok(nonce);
         }
-        let nonce: [u8; 16] = rand::random();
+        let mut nonce = [0; 16];
+        env.fill_random(&mut nonce);
         atomic_file::write(&path, &nonce, 0o600).map_err(io)?;
         Ok(nonce)
     }
@@ -311,6 +319,7 @@ mod tests {
     fn a_join_is_repeated_under_one_nonce() {
         let dir = tempfile::tempdir().unwrap();
         let directory = NodeDirectory::open(dir.path()).unwrap();
-        assert_eq!(directory.join_nonce().unwrap(), directory.join_nonce().unwrap());
+        let env = Env::real();
+        assert_eq!(directory.join_nonce(&env).unwrap(), directory.join_nonce(&env).unwrap());
     }
 }

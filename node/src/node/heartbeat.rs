@@ -29,8 +29,7 @@ pub(crate) async fn run(
     let mut missed = 0u32;
     loop {
         ticks.tick().await;
-        let request =
-            HeartbeatRequest { node, incarnation, targets: reports(&targets), map_generation: 0 };
+        let request = HeartbeatRequest { node, incarnation, targets: reports(&targets), map_generation: 0 };
         match contact.heartbeat(request).await {
             Ok(_) => {
                 missed = 0;

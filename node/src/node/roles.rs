@@ -111,7 +111,8 @@ pub(super) fn gateway_config(
     gateway: &GatewaySection,
     identity: &Identity,
 ) -> anyhow::Result<GatewayConfig> {
-    let realm_key = identity.realm_key_array().ok_or_else(|| anyhow::anyhow!("the realm key is not 32 bytes"))?;
+    let realm_key =
+        identity.realm_key_array().ok_or_else(|| anyhow::anyhow!("the realm key is not 32 bytes"))?;
     let tls = match (&gateway.tls_cert, &gateway.tls_key) {
         (Some(cert), Some(key)) => Some(Arc::new(tls(cert, key)?)),
         _ => None,

@@ -85,7 +85,11 @@ impl NodeRuntime {
         let place = SelfDescription {
             addr: advertised(&config.node.advertise, grpc.local_addr()?),
             admin_addr: admin.local_addr()?.to_string(),
-            s3_addr: s3.as_ref().map(|s3| s3.local_addr().map(|addr| addr.to_string())).transpose()?.unwrap_or_default(),
+            s3_addr: s3
+                .as_ref()
+                .map(|s3| s3.local_addr().map(|addr| addr.to_string()))
+                .transpose()?
+                .unwrap_or_default(),
         };
         let contact = Arc::new(Contact::new(config.node.seeds.clone()));
         let base = Supervisor::new(CancellationToken::new());
@@ -96,7 +100,7 @@ impl NodeRuntime {
 
         let joined = match known {
             Some(identity) => Ok((identity, None)),
-            None => join::first_join(&config, &directory, &contact, &place, &cancel)
+            None => join::first_join(&config, &directory, &env, &contact, &place, &cancel)
                 .await
                 .map(|(identity, map)| (identity, Some(map))),
         };
@@ -238,7 +242,13 @@ impl NodeRuntime {
         .await?;
         self.groups = Some(groups.clone());
         let feed = MapFeed::new(map);
-        let head = Arc::new(ZoneHead::new(groups.clone(), self.identity.clone(), meta, feed.clone(), self.env.clone()));
+        let head = Arc::new(ZoneHead::new(
+            groups.clone(),
+            self.identity.clone(),
+            meta,
+            feed.clone(),
+            self.env.clone(),
+        ));
         let (contact, zone_group) = (self.contact.clone(), head.zone_group());
         self.base.worker("map", move |_| {
             feed.clone().follow(groups.clone(), zone_group, addresses.clone(), contact.clone())
@@ -274,9 +284,9 @@ impl NodeRuntime {
             .http2_keepalive_timeout(Some(H2_KEEP_ALIVE_TIMEOUT))
             .add_service(AdminServer::new(admin))
             .add_optional_service(self.groups.as_ref().map(Groups::service))
-            .add_optional_service(head.map(|head| {
-                MetaServer::new(MetaService { head: head.clone(), cancel: cancel.clone() })
-            }))
+            .add_optional_service(
+                head.map(|head| MetaServer::new(MetaService { head: head.clone(), cancel: cancel.clone() })),
+            )
             .add_optional_service(head.map(|head| MembershipServer::new(MembershipService(head.clone()))))
             .add_optional_service(shards.map(ShardService::into_server));
         self.base.task("gRPC listener", async move {
@@ -289,7 +299,8 @@ impl NodeRuntime {
         let Some(founding) = self.identity.founding.clone().filter(|founding| !founding.done) else {
             return Ok(());
         };
-        let node = join::node_row(&self.config, self.identity.node.get(), self.identity.incarnation, &self.place);
+        let node =
+            join::node_row(&self.config, self.identity.node.get(), self.identity.incarnation, &self.place);
         found::found(&head.groups, &self.identity, &founding, node, head.config.partitions).await?;
         self.identity.founding = Some(crate::node::directory::Founding { done: true, ..founding });
         self.directory.save(&self.identity)?;
@@ -316,6 +327,8 @@ impl NodeRuntime {
                 worker::buckets::run(groups, cluster, progress).await
             }
         });
+        let groups = head.groups.clone();
+        self.front.worker("group-metrics", move |_| worker::group_metrics::run(groups.clone()));
         let (conditions, groups) = (self.conditions.clone(), head.groups.clone());
         conditions.need("groups", "the realm or zone group has no leader yet");
         let zone_group = GroupId::zone_group(self.identity.zone_id());
@@ -338,12 +351,16 @@ impl NodeRuntime {
         let own = self.config.meta.is_some().then(|| self.place.addr.clone());
         let cancel = self.stores.clone();
         self.front.worker("zone-client", move |progress| {
-            let (contact, clusters, cancel, own) = (contact.clone(), clusters.clone(), cancel.clone(), own.clone());
+            let (contact, clusters, cancel, own) =
+                (contact.clone(), clusters.clone(), cancel.clone(), own.clone());
             async move {
                 loop {
                     let seeds = own.iter().cloned().chain(contact.addresses()).collect();
-                    let config =
-                        ClientConfig { realm: Some(realm), local_zone: Some(zone), ..ClientConfig::new(seeds) };
+                    let config = ClientConfig {
+                        realm: Some(realm),
+                        local_zone: Some(zone),
+                        ..ClientConfig::new(seeds)
+                    };
                     match Cluster::connect(config, cancel.child_token()).await {
                         Ok(cluster) => {
                             contact.learn(cluster.map().raw());
@@ -419,7 +436,9 @@ impl NodeRuntime {
                 cluster = connected(&mut clusters) => cluster?,
                 () = cancel.cancelled() => return Ok(()),
             };
-            holdfast_gateway::serve(socket.listen()?, cluster, config, cancel).await.map_err(anyhow::Error::from)
+            holdfast_gateway::serve(socket.listen()?, cluster, config, cancel)
+                .await
+                .map_err(anyhow::Error::from)
         });
         let (conditions, clusters) = (self.conditions.clone(), self.cluster.subscribe());
         self.front.worker("placement-readiness", move |_| {

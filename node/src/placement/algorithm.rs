@@ -56,7 +56,12 @@ pub(crate) fn plan(
     let count = group_count(targets.len(), wanted.width).max(groups.len());
     for id in (next_id..).take(count - groups.len()) {
         let members = planner.members(id)?;
-        let group = PlacementGroup { id, epoch: 1, targets: planner.in_order(id, members), class: wanted.class.to_owned() };
+        let group = PlacementGroup {
+            id,
+            epoch: 1,
+            targets: planner.in_order(id, members),
+            class: wanted.class.to_owned(),
+        };
         planner.count(&group);
         groups.push(group);
     }
@@ -82,7 +87,8 @@ impl<'a> Planner<'a> {
         let mut domain_of = BTreeMap::new();
         let mut hosts = BTreeMap::new();
         for target in targets {
-            let domain = if wanted.shared_domains { format!("{:010}", target.id) } else { target.domain.clone() };
+            let domain =
+                if wanted.shared_domains { format!("{:010}", target.id) } else { target.domain.clone() };
             hosts.insert(domain.clone(), target.domain.clone());
             domain_of.insert(target.id, domain.clone());
             domains.entry(domain).or_default().push(target.clone());
@@ -119,8 +125,9 @@ impl<'a> Planner<'a> {
 
     /// Puts the emptiest allowed target where a departed one was; the others keep their places.
     fn repair(&mut self, group: &mut PlacementGroup) -> Option<()> {
-        let gone: Vec<usize> =
-            (0..group.targets.len()).filter(|place| !self.domain_of.contains_key(&group.targets[*place])).collect();
+        let gone: Vec<usize> = (0..group.targets.len())
+            .filter(|place| !self.domain_of.contains_key(&group.targets[*place]))
+            .collect();
         for place in &gone {
             let taken: BTreeSet<String> =
                 group.targets.iter().filter_map(|target| self.domain_of.get(target)).cloned().collect();
@@ -176,7 +183,10 @@ impl<'a> Planner<'a> {
         let fill = |target: &&Candidate| {
             self.load.get(&target.id).copied().unwrap_or(0) as f64 / target.weight.max(1) as f64
         };
-        self.domains[domain].iter().min_by(|a, b| fill(a).total_cmp(&fill(b)).then(a.id.cmp(&b.id))).map(|t| t.id)
+        self.domains[domain]
+            .iter()
+            .min_by(|a, b| fill(a).total_cmp(&fill(b)).then(a.id.cmp(&b.id)))
+            .map(|t| t.id)
     }
 
     /// Gives each place to the member that had it least, so that nobody holds only parity.
@@ -196,7 +206,8 @@ impl<'a> Planner<'a> {
 /// Each domain's part of all group memberships, in units of groups: its weight's part, but nobody can be in a group
 /// twice, so what a domain cannot bear goes to the others.
 fn shares(domains: &BTreeMap<String, Vec<Candidate>>, width: usize) -> BTreeMap<String, f64> {
-    let weight = |domain: &String| domains[domain].iter().map(|target| target.weight.max(1) as f64).sum::<f64>();
+    let weight =
+        |domain: &String| domains[domain].iter().map(|target| target.weight.max(1) as f64).sum::<f64>();
     let mut open: Vec<&String> = domains.keys().collect();
     let mut shares = BTreeMap::new();
     let mut left = width as f64;

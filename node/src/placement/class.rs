@@ -54,8 +54,12 @@ pub(crate) fn choose(config: &MetaConfig, targets: &[Candidate]) -> Result<Choic
             _ => (Scheme { codec: Codec::RsGf8.into(), data: 4, parity: 2 }, copies(3)),
         }
     };
-    let class =
-        StorageClass { name: "STANDARD".to_owned(), scheme: Some(scheme), small: Some(small), media: "default".to_owned() };
+    let class = StorageClass {
+        name: "STANDARD".to_owned(),
+        scheme: Some(scheme),
+        small: Some(small),
+        media: "default".to_owned(),
+    };
     let width = width(&class);
     if width > count {
         return Err(format!("the storage class needs {width} targets; {count} have joined"));
@@ -108,7 +112,8 @@ mod tests {
 
     #[test]
     fn small_bodies_bear_what_the_code_bears() {
-        let config = MetaConfig { scheme: Some("8+3".to_owned().try_into().unwrap()), ..MetaConfig::default() };
+        let config =
+            MetaConfig { scheme: Some("8+3".to_owned().try_into().unwrap()), ..MetaConfig::default() };
         let choice = choose(&config, &targets(11, 1)).unwrap();
         assert_eq!(choice.class.small.unwrap().parity, 3);
         assert!(choose(&config, &targets(10, 1)).is_err());

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::meta::{
-    ClusterMap, NodeState, Outcome, PutGroups, PutPlacement, Refusal, SetTargetStates, StorageClass, TargetState, command,
-    outcome,
+    ClusterMap, NodeState, Outcome, PutGroups, PutPlacement, Refusal, SetTargetStates, StorageClass,
+    TargetState, command, outcome,
 };
 
 use super::algorithm::{Candidate, Wanted, plan};
@@ -47,7 +47,9 @@ async fn step(head: &ZoneHead) -> anyhow::Result<u64> {
     let changes = head.liveness.lock().changes(&map, head.config.down_after.get(), head.now());
     for change in &changes {
         match change.state() {
-            TargetState::TargetDown => tracing::warn!(target_id = change.target, "target is down: writes go elsewhere"),
+            TargetState::TargetDown => {
+                tracing::warn!(target_id = change.target, "target is down: writes go elsewhere")
+            }
             state => tracing::info!(target_id = change.target, ?state, "target is back"),
         }
     }
@@ -135,7 +137,10 @@ fn placement(head: &ZoneHead, map: &ClusterMap) -> Result<Option<PutPlacement>, 
     let targets = candidates(map, "default");
     let initial = head.config.initial_targets as usize;
     if targets.len() < initial {
-        return Err(format!("{} of {initial} initial targets have joined (meta.initial_targets)", targets.len()));
+        return Err(format!(
+            "{} of {initial} initial targets have joined (meta.initial_targets)",
+            targets.len()
+        ));
     }
     let choice = choose(&head.config, &targets)?;
     let wanted = Wanted {

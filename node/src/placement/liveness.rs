@@ -34,7 +34,13 @@ impl Liveness {
     }
 
     /// A node's beat. `false`: a younger incarnation of it has been heard.
-    pub(crate) fn beat(&mut self, node: u64, incarnation: u64, reports: Vec<TargetReport>, now: Duration) -> bool {
+    pub(crate) fn beat(
+        &mut self,
+        node: u64,
+        incarnation: u64,
+        reports: Vec<TargetReport>,
+        now: Duration,
+    ) -> bool {
         if self.heard.get(&node).is_some_and(|heard| heard.incarnation > incarnation) {
             return false;
         }
@@ -64,7 +70,12 @@ impl Liveness {
     }
 
     /// Targets whose state has to change: down when their node is silent or their disk failed, up when both are over.
-    pub(crate) fn changes(&self, map: &ClusterMap, down_after: Duration, now: Duration) -> Vec<TargetStateChange> {
+    pub(crate) fn changes(
+        &self,
+        map: &ClusterMap,
+        down_after: Duration,
+        now: Duration,
+    ) -> Vec<TargetStateChange> {
         if self.since.is_none() {
             return Vec::new();
         }
@@ -73,10 +84,15 @@ impl Liveness {
 
     fn change(&self, target: &Target, down_after: Duration, now: Duration) -> Option<TargetStateChange> {
         let report = self.reports(target.node).iter().find(|report| report.target == target.id);
-        let failed = report.is_some_and(|report| !report.writable && !STILL_READS.contains(&report.fault.as_str()));
+        let failed =
+            report.is_some_and(|report| !report.writable && !STILL_READS.contains(&report.fault.as_str()));
         let state = match target.state() {
-            TargetState::TargetUp if failed || self.silent(target.node, now) > down_after => TargetState::TargetDown,
-            TargetState::TargetDown if !failed && report.is_some() && self.beats(target.node, down_after, now) => {
+            TargetState::TargetUp if failed || self.silent(target.node, now) > down_after => {
+                TargetState::TargetDown
+            }
+            TargetState::TargetDown
+                if !failed && report.is_some() && self.beats(target.node, down_after, now) =>
+            {
                 TargetState::TargetUp
             }
             _ => return None,
@@ -103,7 +119,12 @@ mod tests {
     }
 
     fn report(fault: &str) -> Vec<TargetReport> {
-        vec![TargetReport { target: 7, writable: fault.is_empty(), fault: fault.to_owned(), ..TargetReport::default() }]
+        vec![TargetReport {
+            target: 7,
+            writable: fault.is_empty(),
+            fault: fault.to_owned(),
+            ..TargetReport::default()
+        }]
     }
 
     fn next(liveness: &Liveness, state: TargetState, now: Duration) -> Option<TargetState> {

@@ -39,11 +39,13 @@ impl Admin for AdminService {
         let Some(head) = &self.head else {
             return Ok(Response::new(self.contact.status().await?));
         };
-        if !head.leads() && !sent_on
+        if !head.leads()
+            && !sent_on
             && let Ok(channel) = head.leader_channel()
         {
             let mut client = AdminClient::new(channel).max_decoding_message_size(MAP_BYTES_MAX);
-            let asked = tokio::time::timeout(FORWARD_TIMEOUT, client.status(forwarded(StatusRequest {}))).await;
+            let asked =
+                tokio::time::timeout(FORWARD_TIMEOUT, client.status(forwarded(StatusRequest {}))).await;
             if let Ok(Ok(answer)) = asked {
                 return Ok(answer);
             }
@@ -58,8 +60,9 @@ impl Admin for AdminService {
         _request: Request<AdminListBucketsRequest>,
     ) -> Result<Response<AdminListBucketsResponse>, Status> {
         let cluster = self.cluster.borrow().clone();
-        let cluster = cluster
-            .ok_or_else(|| Fault::new(FaultKind::FaultUnavailable, "this node has not reached the zone yet"))?;
+        let cluster = cluster.ok_or_else(|| {
+            Fault::new(FaultKind::FaultUnavailable, "this node has not reached the zone yet")
+        })?;
         Ok(Response::new(buckets(&cluster).await?))
     }
 }

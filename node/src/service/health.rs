@@ -25,7 +25,12 @@ pub(crate) struct Facts<'a> {
 }
 
 fn code(severity: &str, code: &str, summary: String, next_step: &str) -> HealthCode {
-    HealthCode { code: code.to_owned(), severity: severity.to_owned(), summary, next_step: next_step.to_owned() }
+    HealthCode {
+        code: code.to_owned(),
+        severity: severity.to_owned(),
+        summary,
+        next_step: next_step.to_owned(),
+    }
 }
 
 /// All conditions, errors first.
@@ -49,7 +54,8 @@ fn leaders(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
         ));
     }
     for group in facts.groups.iter().filter(|group| group.leader == 0) {
-        let name = GroupId::from_u64(group.group).map_or_else(|_| group.group.to_string(), |id| id.to_string());
+        let name =
+            GroupId::from_u64(group.group).map_or_else(|_| group.group.to_string(), |id| id.to_string());
         codes.push(code(
             "error",
             "GROUP_NO_LEADER",
@@ -121,7 +127,10 @@ fn placement(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
             codes.push(code(
                 "warning",
                 "NO_SPARE_HOST",
-                format!("class {} uses all {width} hosts: what a lost host held cannot be rebuilt elsewhere", class.name),
+                format!(
+                    "class {} uses all {width} hosts: what a lost host held cannot be rebuilt elsewhere",
+                    class.name
+                ),
                 "add a data node on one more host",
             ));
         }
@@ -130,7 +139,10 @@ fn placement(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
         codes.push(code(
             "warning",
             "SHARDS_MISSING",
-            format!("{} write(s) are stored with fewer shards than their class asks for", facts.missed_writes),
+            format!(
+                "{} write(s) are stored with fewer shards than their class asks for",
+                facts.missed_writes
+            ),
             "they can be read; rebuilding them needs repair, which this version does not have",
         ));
     }
@@ -143,7 +155,11 @@ fn targets(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
             codes.push(code(
                 "error",
                 "TARGET_DOWN",
-                format!("target {} on node {} is down: writes go elsewhere", target.id, NodeId::new(target.node)),
+                format!(
+                    "target {} on node {} is down: writes go elsewhere",
+                    target.id,
+                    NodeId::new(target.node)
+                ),
                 "start its node, or replace its disk",
             ));
         }
@@ -153,7 +169,10 @@ fn targets(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
             codes.push(code(
                 "warning",
                 "CORRUPT_BLOCKS",
-                format!("target {} found {} block(s) that do not match their checksum", report.target, report.corrupt_blocks),
+                format!(
+                    "target {} found {} block(s) that do not match their checksum",
+                    report.target, report.corrupt_blocks
+                ),
                 "what was read was right; look at the disk",
             ));
         }
@@ -188,9 +207,17 @@ mod tests {
             ..Node::default()
         };
         ClusterMap {
-            nodes: (1..=3).map(|id| node(id, "meta")).chain((4..4 + hosts).map(|id| node(id, "data"))).collect(),
+            nodes: (1..=3)
+                .map(|id| node(id, "meta"))
+                .chain((4..4 + hosts).map(|id| node(id, "data")))
+                .collect(),
             targets: (4..4 + hosts)
-                .map(|id| Target { id: id as u32, node: id, state: TargetState::TargetUp.into(), ..Target::default() })
+                .map(|id| Target {
+                    id: id as u32,
+                    node: id,
+                    state: TargetState::TargetUp.into(),
+                    ..Target::default()
+                })
                 .collect(),
             pgs: vec![PlacementGroup::default()],
             classes: vec![StorageClass {
@@ -207,7 +234,15 @@ mod tests {
     }
 
     fn well(map: &ClusterMap) -> Facts<'_> {
-        Facts { map, nodes: &[], groups: &[], leads: true, placement_wait: None, missed_writes: 0, meta_named: 3 }
+        Facts {
+            map,
+            nodes: &[],
+            groups: &[],
+            leads: true,
+            placement_wait: None,
+            missed_writes: 0,
+            meta_named: 3,
+        }
     }
 
     #[test]

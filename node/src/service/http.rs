@@ -43,7 +43,11 @@ impl std::fmt::Debug for AdminHttp {
 ///
 /// # Errors
 /// None so far: a listener's failures are waited out.
-pub(crate) async fn serve(listener: TcpListener, shown: AdminHttp, cancel: CancellationToken) -> Result<(), Infallible> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    shown: AdminHttp,
+    cancel: CancellationToken,
+) -> Result<(), Infallible> {
     let mut incoming = std::pin::pin!(connections(listener));
     let mut open = JoinSet::new();
     loop {
@@ -94,8 +98,9 @@ fn answer(shown: &AdminHttp, request: &Request<Incoming>) -> Response<Full<Bytes
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        hyper::header::CONTENT_TYPE,
+        hyper::header::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }

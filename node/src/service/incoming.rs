@@ -71,7 +71,9 @@ fn listen_error(what: &'static str, address: &str, error: std::io::Error) -> Lis
 }
 
 /// Accepted connections, without delay. Failures to accept (out of descriptors, a peer gone already) are waited out.
-pub(crate) fn connections(listener: TcpListener) -> impl Stream<Item = Result<TcpStream, std::convert::Infallible>> {
+pub(crate) fn connections(
+    listener: TcpListener,
+) -> impl Stream<Item = Result<TcpStream, std::convert::Infallible>> {
     futures::stream::unfold(listener, |listener| async move {
         loop {
             match listener.accept().await {

@@ -8,8 +8,8 @@ use holdfast_proto::error::Fault;
 use holdfast_proto::meta::membership_client::MembershipClient;
 use holdfast_proto::meta::membership_server::Membership;
 use holdfast_proto::meta::{
-    HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, Node, Outcome, PutNode, PutTarget, Refusal, Target,
-    TargetFree, TargetState, command, outcome,
+    HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, Node, Outcome, PutNode, PutTarget,
+    Refusal, Target, TargetFree, TargetState, command, outcome,
 };
 use holdfast_proto::v1::FaultKind;
 use tonic::{Request, Response, Status};
@@ -36,7 +36,10 @@ impl Membership for MembershipService {
         in_time(client.join(forwarded(request))).await
     }
 
-    async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
+    async fn heartbeat(
+        &self,
+        request: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatResponse>, Status> {
         let sent_on = request.metadata().contains_key(FORWARDED);
         let request = request.into_inner();
         if self.0.leads() {
@@ -74,8 +77,11 @@ impl MembershipService {
         if !request.realm.is_empty() && request.realm != identity.realm.to_wire() {
             return foreign("its directory belongs to another realm");
         }
-        if aws_lc_rs::constant_time::verify_slices_are_equal(request.token.as_bytes(), identity.join_token.bytes())
-            .is_err()
+        if aws_lc_rs::constant_time::verify_slices_are_equal(
+            request.token.as_bytes(),
+            identity.join_token.bytes(),
+        )
+        .is_err()
         {
             return foreign("wrong join token");
         }
@@ -161,9 +167,9 @@ impl MembershipService {
             return Err(Fault::new(FaultKind::Invalid, "a younger incarnation of this node is alive"));
         }
         let map = head.feed.current();
-        let is_meta = map
-            .as_ref()
-            .is_some_and(|map| map.nodes.iter().any(|node| node.id == request.node && crate::node::contact::is_meta(node)));
+        let is_meta = map.as_ref().is_some_and(|map| {
+            map.nodes.iter().any(|node| node.id == request.node && crate::node::contact::is_meta(node))
+        });
         let free: Vec<TargetFree> = if is_meta {
             liveness
                 .all_reports()

@@ -110,8 +110,10 @@ async fn count(cluster: &Cluster, map: &ClusterMap) -> (u64, u64) {
         .filter_map(|group| GroupId::from_u64(group.id).ok())
         .filter(|id| id.kind() == GroupKind::Partition);
     let counts = partitions.map(|group| async move {
-        let missed = Query { of: Some(query::Of::ListMissed(ListMissed { limit: 1, ..ListMissed::default() })) };
-        let garbage = DueGarbage { due_before: Hlc::MAX.get(), limit: GARBAGE_COUNTED, ..DueGarbage::default() };
+        let missed =
+            Query { of: Some(query::Of::ListMissed(ListMissed { limit: 1, ..ListMissed::default() })) };
+        let garbage =
+            DueGarbage { due_before: Hlc::MAX.get(), limit: GARBAGE_COUNTED, ..DueGarbage::default() };
         let garbage = Query { of: Some(query::Of::DueGarbage(garbage)) };
         let (missed, garbage) = futures::join!(
             tokio::time::timeout(COUNT_TIMEOUT, cluster.query(group, missed)),

@@ -39,7 +39,13 @@ pub(crate) struct ZoneHead {
 }
 
 impl ZoneHead {
-    pub(crate) fn new(groups: Arc<Groups>, identity: Identity, config: MetaConfig, feed: MapFeed, env: Env) -> Self {
+    pub(crate) fn new(
+        groups: Arc<Groups>,
+        identity: Identity,
+        config: MetaConfig,
+        feed: MapFeed,
+        env: Env,
+    ) -> Self {
         Self {
             groups,
             identity,
@@ -85,14 +91,12 @@ impl ZoneHead {
         if now == Hlc::ZERO {
             return Err(Fault::new(FaultKind::FaultUnavailable, "the zone is still being made"));
         }
-        let command = Command {
-            request,
-            first_attempt_hlc: now.get(),
-            op: Some(op),
-            ..Command::default()
-        };
+        let command = Command { request, first_attempt_hlc: now.get(), op: Some(op), ..Command::default() };
         let outcomes = self.groups.propose(self.zone_group(), vec![command]).await?;
-        outcomes.into_iter().next().ok_or_else(|| Fault::new(FaultKind::Invalid, "the zone group gave no outcome"))
+        outcomes
+            .into_iter()
+            .next()
+            .ok_or_else(|| Fault::new(FaultKind::Invalid, "the zone group gave no outcome"))
     }
 
     /// The zone's map, linearizable. Also offered to the feed.
@@ -117,9 +121,15 @@ impl ZoneHead {
     /// When no other leader is known.
     pub(crate) fn leader_channel(&self) -> Result<Channel, Fault> {
         let none = || Fault::new(FaultKind::FaultUnavailable, "the zone has no leader at the moment");
-        let leader = self.groups.leader(self.zone_group()).filter(|leader| *leader != self.me()).ok_or_else(none)?;
+        let leader =
+            self.groups.leader(self.zone_group()).filter(|leader| *leader != self.me()).ok_or_else(none)?;
         let map = self.feed.current().ok_or_else(none)?;
-        let address = map.nodes.iter().find(|node| node.id == leader.get()).map(|node| node.addr.clone()).ok_or_else(none)?;
+        let address = map
+            .nodes
+            .iter()
+            .find(|node| node.id == leader.get())
+            .map(|node| node.addr.clone())
+            .ok_or_else(none)?;
         let mut open = self.leader_channel.lock();
         match &*open {
             Some((known, channel)) if *known == address => Ok(channel.clone()),

@@ -13,7 +13,8 @@ use holdfast_proto::data::shards_client::ShardsClient;
 use holdfast_proto::id::{GroupId, GroupKind, ShardId, WriteId};
 use holdfast_proto::limits::MESSAGE_BYTES_MAX;
 use holdfast_proto::meta::{
-    Body, ClusterMap, Command, DueGarbage, FreeGarbage, GarbageKey, Query, Refusal, TargetState, answer, command, query,
+    Body, ClusterMap, Command, DueGarbage, FreeGarbage, GarbageKey, Query, Refusal, TargetState, answer,
+    command, query,
 };
 use tonic::transport::Channel;
 
@@ -73,7 +74,8 @@ impl Collector {
             let ask = DueGarbage { due_before, limit: PAGE, after };
             let ask = Query { of: Some(query::Of::DueGarbage(ask)) };
             let answers = self.head.groups.read(group, vec![ask]).await?;
-            let Some(answer::Ok::Garbage(page)) = answers.into_iter().next().and_then(|answer| answer.ok) else {
+            let Some(answer::Ok::Garbage(page)) = answers.into_iter().next().and_then(|answer| answer.ok)
+            else {
                 return Ok(left);
             };
             if page.keys.is_empty() {
@@ -81,7 +83,8 @@ impl Collector {
                 return Ok(left);
             }
             let Some(map) = self.head.feed.current() else { return Ok(left) };
-            let rows = page.keys.into_iter().zip(page.rows.into_iter().map(|row| row.body.unwrap_or_default()));
+            let rows =
+                page.keys.into_iter().zip(page.rows.into_iter().map(|row| row.body.unwrap_or_default()));
             let (freed, kept) = self.free(group, &map, rows.collect()).await?;
             progress.done(freed);
             left += kept;
@@ -148,7 +151,9 @@ impl Collector {
             anyhow::bail!("target {target} is down");
         }
         let node = map.nodes.iter().find(|node| node.id == row.node);
-        let address = node.map(|node| node.addr.clone()).ok_or_else(|| anyhow::anyhow!("target {target} has no node"))?;
+        let address = node
+            .map(|node| node.addr.clone())
+            .ok_or_else(|| anyhow::anyhow!("target {target} has no node"))?;
         let channel = match self.channels.get(&row.node) {
             Some((known, channel)) if *known == address => channel.clone(),
             _ => {
@@ -180,7 +185,8 @@ fn shards_of(map: &ClusterMap, body: &Body) -> anyhow::Result<Doomed> {
             for index in 0..geometry.width() {
                 let member = geometry.member(&write, index, pg.targets.len());
                 let target = pg.targets.get(member).copied();
-                let target = target.ok_or_else(|| anyhow::anyhow!("placement group {} is too narrow", pg.id))?;
+                let target =
+                    target.ok_or_else(|| anyhow::anyhow!("placement group {} is too narrow", pg.id))?;
                 let shard = ShardId { write, stripe, index: index as u8 };
                 doomed.entry(target).or_default().push(Bytes::copy_from_slice(&shard.to_bytes()));
             }
@@ -198,7 +204,11 @@ mod tests {
     #[test]
     fn every_shard_of_every_stripe_is_named_once() {
         let map = ClusterMap {
-            pgs: vec![PlacementGroup { id: 3, targets: vec![11, 12, 13, 14, 15, 16], ..PlacementGroup::default() }],
+            pgs: vec![PlacementGroup {
+                id: 3,
+                targets: vec![11, 12, 13, 14, 15, 16],
+                ..PlacementGroup::default()
+            }],
             ..ClusterMap::default()
         };
         let body = Body {

@@ -2,3 +2,4 @@
 
 pub(crate) mod buckets;
 pub(crate) mod garbage;
+pub(crate) mod group_metrics;
