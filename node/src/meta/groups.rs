@@ -63,7 +63,8 @@ pub(crate) struct GroupsConfig {
     pub(crate) zone: ZoneId,
     /// Between two signs of life of a leader.
     pub(crate) heartbeat: Duration,
-    /// A follower that hears nothing for a random time between these asks for votes.
+    /// A follower that hears nothing for a random time between these asks for votes; the shorter one counts as at least
+    /// half of the longer one and two and a half heartbeats.
     pub(crate) election: (Duration, Duration),
     /// Rows of all groups kept in memory, bytes.
     pub(crate) cache_bytes: u64,
@@ -95,10 +96,15 @@ impl GroupsConfig {
 
     fn raft(&self) -> Result<Config, MetaError> {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let (election_timeout_min, election_timeout_max) = (ms(self.election.0), ms(self.election.1));
+        // The library waits for a lease of `election_timeout_max` and then for a random time up to it again.
+        let election_timeout_max = ms(self.election.1) / 2;
+        // A heartbeat that is held back because appends were just answered must not look like silence.
+        let held_back = ms(self.heartbeat) * 5 / 2;
+        let election_timeout_min = ms(self.election.0).saturating_sub(election_timeout_max).max(held_back);
         Config {
             cluster_name: self.realm.to_string(),
             heartbeat_interval: ms(self.heartbeat),
+            heartbeat_min_interval: Some(ms(self.heartbeat)),
             election_timeout_min,
             election_timeout_max,
             // A leader without a quorum falls silent, so that its followers elect another; see section 14 of the design.
@@ -334,9 +340,9 @@ impl Groups {
         all
     }
 
-    /// The highest stamp applied in any group here; zero before the first.
+    /// The hybrid clock now: no stamp applied in any group here is above it.
     pub(crate) fn hlc(&self) -> Hlc {
-        self.clock.seen()
+        self.clock.now()
     }
 
     /// What other nodes speak to.

@@ -237,7 +237,7 @@ impl RaftRpc for RaftService {
         tracing::info!(group = %id, index = applied.log_id.map(|id| id.index()), "receiving a snapshot");
         let meta = openraft::storage::SnapshotMeta {
             last_log_id: applied.log_id,
-            last_membership: applied.membership.clone(),
+            last_membership: (*applied.membership).clone(),
         };
         let rows = snapshot::receive(group.state(), applied, &mut parts).await.map_err(stopped)?;
         let SnapshotRows::Received { generation, .. } = &rows else {

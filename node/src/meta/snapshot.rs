@@ -168,8 +168,10 @@ pub(super) fn applied_of(head: &wire::SnapshotHead) -> Result<Applied, SnapshotE
     let membership = head.membership.as_ref().ok_or(SnapshotError::Malformed("a head without membership"))?;
     Ok(Applied {
         log_id: head.last_log_id.as_ref().map(convert::log_id_in),
-        membership: convert::stored_membership_in(membership)
-            .map_err(|_| SnapshotError::Malformed("a head with a malformed membership"))?,
+        membership: Arc::new(
+            convert::stored_membership_in(membership)
+                .map_err(|_| SnapshotError::Malformed("a head with a malformed membership"))?,
+        ),
         hlc: Hlc::from_u64(head.hlc),
     })
 }

@@ -47,7 +47,7 @@ pub(super) struct Applied {
     /// The last applied entry.
     pub(super) log_id: Option<LogId>,
     /// The last applied membership.
-    pub(super) membership: StoredMembership,
+    pub(super) membership: Arc<StoredMembership>,
     /// The highest stamp applied.
     pub(super) hlc: Hlc,
 }
@@ -73,7 +73,8 @@ impl Applied {
         if let Some(row) = rows.get(MEMBERSHIP)? {
             let row = wire::MembershipRow::decode(row).map_err(|error| corrupt(&error))?;
             let stored = row.membership.unwrap_or_default();
-            applied.membership = convert::stored_membership_in(&stored).map_err(|error| corrupt(&error))?;
+            applied.membership =
+                Arc::new(convert::stored_membership_in(&stored).map_err(|error| corrupt(&error))?);
         }
         Ok(applied)
     }
@@ -96,7 +97,7 @@ impl Applied {
     }
 
     fn snapshot_meta(&self) -> SnapshotMeta {
-        SnapshotMeta { last_log_id: self.log_id, last_membership: self.membership.clone() }
+        SnapshotMeta { last_log_id: self.log_id, last_membership: (*self.membership).clone() }
     }
 }
 
@@ -248,7 +249,8 @@ impl GroupState {
                     outcomes
                 }
                 Payload::Membership(membership) => {
-                    applied.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                    applied.membership =
+                        Arc::new(StoredMembership::new(Some(entry.log_id), membership.clone()));
                     membership_changed = true;
                     Vec::new()
                 }
@@ -378,7 +380,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         let applied = self.state.applied.lock();
-        Ok((applied.log_id, applied.membership.clone()))
+        Ok((applied.log_id, (*applied.membership).clone()))
     }
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
