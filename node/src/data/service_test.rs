@@ -27,7 +27,8 @@ async fn a_client_puts_gets_lists_and_deletes_over_a_connection() {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder().add_service(service.into_server());
     let server = tokio::spawn(server.serve_with_incoming_shutdown(incoming, async { drop(stopped.await) }));
-    let channel = tonic::transport::Endpoint::new(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let channel =
+        tonic::transport::Endpoint::new(format!("http://{address}")).unwrap().connect().await.unwrap();
     let mut client = ShardsClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -44,7 +45,8 @@ async fn a_client_puts_gets_lists_and_deletes_over_a_connection() {
     let stat = StatShards { target: 3, shards: vec![wire(1), wire(9), wire(3)] };
     assert_eq!(client.stat(stat).await.unwrap().into_inner().present, [true, false, true]);
     client.delete(DeleteShards { target: 3, shards: vec![wire(1), wire(9)] }).await.unwrap();
-    let list = client.list(ListShards { target: 3, after: Bytes::new(), limit: 0 }).await.unwrap().into_inner();
+    let list =
+        client.list(ListShards { target: 3, after: Bytes::new(), limit: 0 }).await.unwrap().into_inner();
     let mut expected = vec![wire(2), wire(3)];
     expected.sort_unstable();
     assert_eq!(list.shards.iter().map(|meta| meta.shard.clone()).collect::<Vec<_>>(), expected);
