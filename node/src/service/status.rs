@@ -44,7 +44,7 @@ pub(crate) async fn status(head: &ZoneHead, cluster: Option<&Cluster>) -> Result
         leads,
         placement_wait: wait.as_deref(),
         missed_writes,
-        meta_named: head.identity.founding.as_ref().map_or(0, |founding| founding.meta.len()),
+        meta_named: head.identity.founding.as_ref().map_or(0, |founding| founding.meta.len() + 1),
     };
     let health = codes(&facts);
     Ok(StatusResponse { map: Some((*map).clone()), nodes, groups, health, missed_writes, garbage_writes })
