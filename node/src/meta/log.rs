@@ -67,7 +67,7 @@ pub(crate) struct LogFacts {
     pub(crate) last: Option<u64>,
 }
 
-/// A store of many groups' logs. Laws, which [`super::log_contract`] holds every implementation to:
+/// A store of many groups' logs. Laws, which `log_contract` holds every implementation to:
 /// - `write` applies all its changes in order, and with `sync` they survive a power cut once it returned;
 /// - after a crash at any point the state is that of a prefix of the writes;
 /// - groups are independent, and a group's vote survives the purge of all its entries;
