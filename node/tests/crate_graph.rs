@@ -16,7 +16,8 @@ const ALLOWED: [(&str, &[&str]); 6] = [
 ];
 
 /// What would let the machine see time, chance or the world.
-const NOT_IN_MACHINE: [&str; 8] = ["tokio", "futures", "rand", "rustix", "tonic", "fjall", "openraft", "parking_lot"];
+const NOT_IN_MACHINE: [&str; 8] =
+    ["tokio", "futures", "rand", "rustix", "tonic", "fjall", "openraft", "parking_lot"];
 
 fn dependencies() -> BTreeMap<String, BTreeSet<(String, bool)>> {
     let metadata = MetadataCommand::new().no_deps().exec().expect("cargo runs where cargo test runs");
@@ -65,7 +66,9 @@ fn the_machine_stays_pure() {
 #[test]
 fn the_gateway_knows_no_disk_and_no_raft() {
     let all = dependencies();
-    for forbidden in ["rustix", "sled", "fjall", "openraft", "raft-engine", "reed-solomon-erasure", "holdfast-machine"] {
+    for forbidden in
+        ["rustix", "sled", "fjall", "openraft", "raft-engine", "reed-solomon-erasure", "holdfast-machine"]
+    {
         assert!(
             !all["holdfast-gateway"].iter().any(|(name, dev)| name == forbidden && !dev),
             "the gateway must not use {forbidden}"
