@@ -25,6 +25,9 @@ use crate::view::View;
 /// Stripes left behind with shards under way, over all writes: at most 4 MiB each.
 const STRAGGLERS_MAX: usize = 16;
 
+/// Stripes mended at the same time for readers; more are left to the next reader or to scrub.
+const MENDING_MAX: usize = 2;
+
 /// How a client finds its zone and how long it waits.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
@@ -42,7 +45,7 @@ pub struct ClientConfig {
     pub stripe_deadline: Duration,
     /// How long one read of a stripe may take, all its attempts together.
     pub read_deadline: Duration,
-    /// Bytes of stripes in flight beyond the first of every body, over all writes.
+    /// Bytes of stripes in flight, parity included, beyond the first of every body, over all writes.
     pub write_ahead_bytes: usize,
     /// Bytes read ahead beyond the current stripe of every body, over all reads.
     pub read_ahead_bytes: usize,
@@ -59,8 +62,8 @@ impl ClientConfig {
             call_deadline: Duration::from_secs(15),
             stripe_deadline: Duration::from_secs(20),
             read_deadline: Duration::from_secs(15),
-            write_ahead_bytes: 64 << 20,
-            read_ahead_bytes: 64 << 20,
+            write_ahead_bytes: 32 << 20,
+            read_ahead_bytes: 32 << 20,
         }
     }
 }
@@ -85,6 +88,8 @@ pub(crate) struct Inner {
     pub(crate) write_ahead: Arc<Semaphore>,
     /// KiB of bodies read ahead beyond the current stripe of each.
     pub(crate) read_ahead: Arc<Semaphore>,
+    /// Stripes whose bad shards are being written again because a reader found them.
+    pub(crate) mending: Arc<Semaphore>,
     /// Stripes whose last shards go on after their write was committed.
     pub(crate) stragglers: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
@@ -115,6 +120,7 @@ impl Cluster {
             bad_shards: BadShards::default(),
             write_ahead: Arc::new(Semaphore::new(config.write_ahead_bytes >> 10)),
             read_ahead: Arc::new(Semaphore::new(config.read_ahead_bytes >> 10)),
+            mending: Arc::new(Semaphore::new(MENDING_MAX)),
             stragglers: Arc::new(Semaphore::new(STRAGGLERS_MAX)),
             tasks: TaskTracker::new(),
             empty_map: Arc::new(Map::parse(holdfast_proto::meta::ClusterMap {

@@ -38,6 +38,23 @@ const HEDGE_UNKNOWN: Duration = Duration::from_millis(150);
 pub(crate) struct Health {
     targets: RwLock<HashMap<TargetId, Arc<Mutex<Seen>>>>,
     typical: Mutex<[Latency; 4]>,
+    hedges: Mutex<Hedges>,
+}
+
+/// How many reads may still be hedged for lateness, in tenths. Of a tail of 5 % all are; when everything is late, a tenth.
+#[derive(Debug)]
+struct Hedges {
+    tenths: u32,
+}
+
+impl Default for Hedges {
+    fn default() -> Self {
+        Self { tenths: Self::TENTHS_MAX }
+    }
+}
+
+impl Hedges {
+    const TENTHS_MAX: u32 = 320;
 }
 
 #[derive(Debug)]
@@ -166,6 +183,24 @@ impl Health {
         wait.clamp(HEDGE_MIN, HEDGE_MAX)
     }
 
+    /// A read was sent: a tenth of a hedge is earned.
+    pub(crate) fn earn_hedge(&self) {
+        let mut hedges = self.hedges.lock();
+        hedges.tenths = (hedges.tenths + 1).min(Hedges::TENTHS_MAX);
+    }
+
+    /// Whether a late read may be hedged now. Reads that failed are not asked for here.
+    pub(crate) fn may_hedge(&self) -> bool {
+        let mut hedges = self.hedges.lock();
+        match hedges.tenths.checked_sub(10) {
+            Some(left) => {
+                hedges.tenths = left;
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Smoothed latency of reads, for choosing among copies; `None` while nothing is known.
     pub(crate) fn read_latency(&self, target: TargetId, bytes: usize) -> Option<Duration> {
         let mean = self.targets.read().get(&target)?.lock().latency[class(Work::Read, bytes)].mean;
@@ -259,6 +294,17 @@ mod tests {
         }
         assert!(health.is_suspected(T));
         assert!(!health.is_suspected(TargetId::new(3)));
+    }
+
+    #[test]
+    fn when_everything_is_late_a_tenth_is_hedged() {
+        let health = Health::default();
+        let hedged = (0..1000).filter(|_| {
+            health.earn_hedge();
+            health.may_hedge()
+        });
+        let hedged = hedged.count();
+        assert!((100..140).contains(&hedged), "{hedged}");
     }
 
     #[test]

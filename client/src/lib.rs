@@ -5,12 +5,14 @@
 //! `put_part` (the partition owns them); a read is `get_object`, then `read_object`.
 
 mod bucket;
+pub mod bulk;
 mod cache;
 mod channel;
 mod cluster;
 pub mod codec;
 mod discard;
 mod error;
+mod frame;
 pub mod geometry;
 mod get;
 mod health;
@@ -22,6 +24,7 @@ mod object;
 mod place;
 mod put;
 mod read;
+mod restore;
 mod retry;
 mod route;
 pub mod seal;

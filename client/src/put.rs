@@ -163,7 +163,7 @@ impl Pipeline {
         while let Some(joined) = self.in_flight.try_join_next() {
             self.take(joined)?;
         }
-        let kib = (self.writing.geometry.data() * holdfast_proto::limits::SHARD_BYTES_MAX) >> 10;
+        let kib = (self.writing.geometry.width() * holdfast_proto::limits::SHARD_BYTES_MAX) >> 10;
         loop {
             if self.in_flight.is_empty() {
                 return Ok(None);

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use holdfast_proto::data::{ObjectRef, ShardBlocks};
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{ShardId, TargetId};
 use holdfast_proto::v1::FaultKind;
@@ -26,10 +27,13 @@ use crate::layout::Coded;
 use crate::map::Map;
 use crate::place::members;
 use crate::shard;
-use crate::verify::{Disbelief, Expected, verified};
+use crate::verify::{Expected, verified};
 
 /// Between rounds when too few shards could be read and some may come back.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
+
+/// When everything is late the zone is busy, and hedging would make it busier: see [`crate::health::Health::may_hedge`].
+const HEDGE_AGAIN: Duration = Duration::from_millis(50);
 
 /// Blocks of one shard.
 #[derive(Debug, Clone)]
@@ -49,8 +53,10 @@ impl Piece {
 /// Why a shard could not be read.
 #[derive(Debug, Clone)]
 enum Failure {
-    /// It is not there, or it is bad: asking again changes nothing.
+    /// It is not there: asking again changes nothing.
     Definite(String),
+    /// It is there and its bytes are wrong.
+    Bad(String),
     /// The target could not say.
     Passing(String),
 }
@@ -66,10 +72,11 @@ struct InFlight {
 struct Fetched {
     index: usize,
     blocks: Range<u32>,
-    result: Result<Bytes, Failure>,
+    result: Result<(Bytes, ObjectRef), Failure>,
 }
 
-struct StripeRead {
+/// One stripe being read.
+pub(crate) struct StripeRead {
     inner: Arc<Inner>,
     map: Arc<Map>,
     coded: Arc<Coded>,
@@ -79,6 +86,8 @@ struct StripeRead {
     failures: Vec<Option<Failure>>,
     fetches: FuturesUnordered<BoxFuture<'static, Fetched>>,
     in_flight: Vec<InFlight>,
+    /// What the headers of this stripe's shards say of the object.
+    pub(crate) object: Option<ObjectRef>,
 }
 
 /// Sends the bytes of `range` (in stripe `stripe`) in order, once all of them are here and proven: a stripe that cannot be
@@ -94,34 +103,22 @@ pub(crate) async fn read_stripe(
     range: Range<u64>,
     send: &mpsc::UnboundedSender<Result<Bytes, Error>>,
 ) -> Result<(), Error> {
-    let deadline = Instant::now() + inner.config.read_deadline;
     let wanted = coded.geometry.shards_of(stripe, range);
     let mut read = StripeRead::new(inner, coded, stripe)?;
-    read.start(&wanted);
-    loop {
-        if let Some(chunks) = read.take_all(&wanted) {
-            // Nobody listening means that the reader was dropped.
-            chunks.into_iter().for_each(|chunk| drop(send.send(Ok(chunk))));
-            return Ok(());
-        }
-        if let Some(blocks) = read.needy_blocks(&wanted) {
-            if read.rebuild(&wanted, &blocks)? {
-                continue;
-            }
-            if !read.ask_others(&blocks) {
-                read.next_round(deadline).await?;
-                read.start(&wanted);
-                continue;
-            }
-        }
-        if !read.wait(deadline).await {
-            return Err(Error::unavailable(format!("{} was not read in time: {}", read.name(), read.why())));
-        }
+    for chunk in read.gather(&wanted).await? {
+        // Nobody listening means that the reader was dropped.
+        let _ = send.send(Ok(chunk));
     }
+    read.mend();
+    Ok(())
 }
 
 impl StripeRead {
-    fn new(inner: Arc<Inner>, coded: Arc<Coded>, stripe: u32) -> Result<Self, Error> {
+    /// Of a stripe that is where the newest map says.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when its placement group is not in the map.
+    pub(crate) fn new(inner: Arc<Inner>, coded: Arc<Coded>, stripe: u32) -> Result<Self, Error> {
         let width = coded.geometry.width();
         let mut read = Self {
             map: inner.map(),
@@ -133,9 +130,57 @@ impl StripeRead {
             failures: vec![None; width],
             fetches: FuturesUnordered::new(),
             in_flight: Vec::new(),
+            object: None,
         };
         read.locate()?;
         Ok(read)
+    }
+
+    /// The bytes of all these ranges, proven, from wherever they can be had. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when fewer than k shards exist and all others have said so; [`Error::Unavailable`] when the read
+    /// deadline passes.
+    pub(crate) async fn gather(&mut self, wanted: &[ShardRange]) -> Result<Vec<Bytes>, Error> {
+        let deadline = Instant::now() + self.inner.config.read_deadline;
+        self.start(wanted);
+        loop {
+            if let Some(chunks) = self.take_all(wanted) {
+                return Ok(chunks);
+            }
+            if let Some(blocks) = self.needy_blocks(wanted) {
+                if self.rebuild(wanted, &blocks)? {
+                    continue;
+                }
+                if !self.ask_others(&blocks) {
+                    self.next_round(deadline).await?;
+                    self.start(wanted);
+                    continue;
+                }
+            }
+            if !self.wait(deadline).await {
+                return Err(Error::unavailable(format!(
+                    "{} was not read in time: {}",
+                    self.name(),
+                    self.why()
+                )));
+            }
+        }
+    }
+
+    /// A shard that is not to be read: it is about to be written again.
+    pub(crate) fn leave_out(&mut self, index: usize) {
+        self.failures[index] = Some(Failure::Definite("left out".to_owned()));
+    }
+
+    /// Has the shards that were found bad written again, in the background.
+    fn mend(&self) {
+        let bad: Vec<usize> = (0..self.failures.len())
+            .filter(|index| matches!(self.failures[*index], Some(Failure::Bad(_))))
+            .collect();
+        if !bad.is_empty() {
+            crate::restore::in_background(&self.inner, &self.coded, self.stripe, bad);
+        }
     }
 
     /// Finds the stripe's targets in the newest map.
@@ -155,7 +200,9 @@ impl StripeRead {
 
     fn why(&self) -> String {
         let failures = self.failures.iter().enumerate().filter_map(|(index, failure)| match failure {
-            Some(Failure::Definite(what) | Failure::Passing(what)) => Some(format!("shard {index}: {what}")),
+            Some(Failure::Definite(what) | Failure::Bad(what) | Failure::Passing(what)) => {
+                Some(format!("shard {index}: {what}"))
+            }
             None => None,
         });
         failures.collect::<Vec<_>>().join("; ")
@@ -189,6 +236,7 @@ impl StripeRead {
         let target = self.targets[index];
         let bytes = blocks.end - blocks.start;
         let hedge_at = Instant::now() + self.inner.health.hedge_after(target, bytes as usize);
+        self.inner.health.earn_hedge();
         self.in_flight.push(InFlight { index, blocks: blocks.clone(), hedge_at, late: false });
         let geometry = &self.coded.geometry;
         let expected = Expected {
@@ -319,9 +367,13 @@ impl StripeRead {
                     return false;
                 }
                 for fetch in self.in_flight.iter_mut().filter(|fetch| !fetch.late && fetch.hedge_at <= now) {
-                    fetch.late = true;
-                    metrics::counter!("holdfast_client_reads_hedged_total").increment(1);
                     self.inner.health.late(self.targets[fetch.index]);
+                    if self.inner.health.may_hedge() {
+                        fetch.late = true;
+                        metrics::counter!("holdfast_client_reads_hedged_total").increment(1);
+                    } else {
+                        fetch.hedge_at = now + HEDGE_AGAIN;
+                    }
                 }
             }
         }
@@ -334,15 +386,21 @@ impl StripeRead {
             self.in_flight.swap_remove(at);
         }
         match fetched.result {
-            Ok(data) => self.have[fetched.index].push(Piece { start: fetched.blocks.start, data }),
+            Ok((data, object)) => {
+                self.have[fetched.index].push(Piece { start: fetched.blocks.start, data });
+                self.object = Some(object);
+            }
             Err(failure) => self.failures[fetched.index] = Some(failure),
         }
     }
 
     /// After a round in which too few shards could be had: whether another makes sense.
     async fn next_round(&mut self, deadline: Instant) -> Result<(), Error> {
-        let gone =
-            self.failures.iter().filter(|failure| matches!(failure, Some(Failure::Definite(_)))).count();
+        let gone = self
+            .failures
+            .iter()
+            .filter(|failure| matches!(failure, Some(Failure::Definite(_) | Failure::Bad(_))))
+            .count();
         if gone + self.coded.geometry.data() > self.targets.len() {
             metrics::counter!("holdfast_client_stripes_lost_total").increment(1);
             return Err(Error::lost(format!("{}: {}", self.name(), self.why())));
@@ -366,18 +424,16 @@ fn judge(
     inner: &Inner,
     target: TargetId,
     expected: &Expected,
-    answer: Result<holdfast_proto::data::ShardBlocks, Fault>,
-) -> Result<Bytes, Failure> {
+    answer: Result<ShardBlocks, Fault>,
+) -> Result<(Bytes, ObjectRef), Failure> {
     match answer {
         Ok(answer) => verified(expected, answer).map_err(|disbelief| {
             inner.bad_shards.report(target, expected.id, &disbelief.to_string());
-            match disbelief {
-                Disbelief::Block(_) | Disbelief::Identity(_) => Failure::Definite(disbelief.to_string()),
-            }
+            Failure::Bad(disbelief.to_string())
         }),
         Err(fault) if fault.kind == FaultKind::Corrupt => {
             inner.bad_shards.report(target, expected.id, &fault.message);
-            Err(Failure::Definite(fault.to_string()))
+            Err(Failure::Bad(fault.to_string()))
         }
         Err(fault) if fault.kind == FaultKind::ShardAbsent => Err(Failure::Definite(fault.to_string())),
         Err(fault) => Err(Failure::Passing(fault.to_string())),

@@ -18,16 +18,18 @@ use crate::channel::Traffic;
 use crate::cluster::Inner;
 use crate::health::Work;
 use crate::map::Map;
-use crate::unary;
+use crate::{frame, unary};
 
 /// A shard that is not stored after this long is given up.
 pub(crate) const PUT_MAX: Duration = Duration::from_secs(10);
 /// A shard that is not read after this long is given up.
 pub(crate) const GET_MAX: Duration = Duration::from_secs(5);
-const PUT_PATH: &str = "/holdfast.data.v1.Shards/Put";
-const GET_PATH: &str = "/holdfast.data.v1.Shards/Get";
+pub(crate) const PUT_PATH: &str = "/holdfast.data.v1.Shards/Put";
+pub(crate) const GET_PATH: &str = "/holdfast.data.v1.Shards/Get";
 /// `PutShard.data`.
 const PUT_DATA_FIELD: u32 = 4;
+/// `ShardBlocks.data`.
+pub(crate) const GET_DATA_FIELD: u32 = 3;
 const DELETE_MAX: Duration = Duration::from_secs(10);
 
 /// The connection to a target.
@@ -74,7 +76,7 @@ pub(crate) async fn put(
     let mut message = BytesMut::with_capacity(head.encoded_len() + 10);
     let result = match (channel(inner, map, target), head.encode(&mut message)) {
         (Ok(channel), Ok(())) => {
-            unary::put_bytes_key(&mut message, PUT_DATA_FIELD, bytes);
+            frame::put_bytes_key(&mut message, PUT_DATA_FIELD, bytes);
             within(PUT_MAX, unary::call::<PutShardDone>(channel, PUT_PATH, message, data, MESSAGE_BYTES_MAX))
                 .await
         }

@@ -163,7 +163,8 @@ fn encode(writing: &Writing, stripe: &Stripe) -> Result<Vec<Coded>, Error> {
     Ok(shards.into_iter().map(|data| Coded { block_hashes: block_hashes(&data), data }).collect())
 }
 
-fn block_hashes(data: &[u8]) -> Bytes {
+/// The blake3 of each block of a shard, as its header holds them.
+pub(crate) fn block_hashes(data: &[u8]) -> Bytes {
     let mut hashes = BytesMut::with_capacity(data.len().div_ceil(BLOCK_BYTES) * 32);
     for block in data.chunks(BLOCK_BYTES) {
         hashes.extend_from_slice(blake3::hash(block).as_bytes());

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use bytes::Bytes;
-use holdfast_proto::data::ShardBlocks;
+use holdfast_proto::data::{ObjectRef, ShardBlocks};
 use holdfast_proto::id::{ShardId, TargetId};
 use holdfast_proto::limits::BLOCK_BYTES;
 use holdfast_proto::v1::Scheme;
@@ -32,8 +32,8 @@ pub(crate) enum Disbelief {
     Block(u32),
 }
 
-/// The bytes of the blocks that were asked for, proven.
-pub(crate) fn verified(expected: &Expected, answer: ShardBlocks) -> Result<Bytes, Disbelief> {
+/// The bytes of the blocks that were asked for, proven, and what the shard's header knows of the object.
+pub(crate) fn verified(expected: &Expected, answer: ShardBlocks) -> Result<(Bytes, ObjectRef), Disbelief> {
     let wrong = |what| Err(Disbelief::Identity(what));
     let Some(meta) = answer.meta else { return wrong("no header") };
     if meta.shard.as_ref() != expected.id.to_bytes() {
@@ -62,7 +62,7 @@ pub(crate) fn verified(expected: &Expected, answer: ShardBlocks) -> Result<Bytes
             return Err(Disbelief::Block(block as u32));
         }
     }
-    Ok(data)
+    Ok((data, object))
 }
 
 /// Shards found bad: each is told of once.
@@ -90,7 +90,7 @@ impl BadShards {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_proto::data::{ObjectRef, ShardMeta};
+    use holdfast_proto::data::ShardMeta;
     use holdfast_proto::id::WriteId;
     use holdfast_proto::v1::Codec;
 
@@ -131,9 +131,10 @@ mod tests {
     #[test]
     fn a_true_answer_is_believed() {
         let (expected, answer) = pair();
-        assert_eq!(verified(&expected, answer.clone()), Ok(answer.data.clone()));
+        let data = |expected: &Expected| verified(expected, answer.clone()).map(|(data, _)| data);
+        assert_eq!(data(&expected), Ok(answer.data.clone()));
         let narrower = Expected { blocks: 131_072..LENGTH, ..expected };
-        assert_eq!(verified(&narrower, answer.clone()), Ok(answer.data.slice(BLOCK_BYTES..)));
+        assert_eq!(data(&narrower), Ok(answer.data.slice(BLOCK_BYTES..)));
     }
 
     #[test]

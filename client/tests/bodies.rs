@@ -261,6 +261,53 @@ async fn a_flipped_byte_is_never_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_shard_is_written_again_by_its_reader() {
+    let zone = coded_zone().await;
+    let bytes = body(4 * MIB);
+    let stored = put(&zone, &bytes).await.unwrap();
+    let spoil = |target: usize| {
+        for put in zone.targets[target].shards.lock().values_mut() {
+            let mut data = put.data.to_vec();
+            data[5] ^= 1;
+            put.data = data.into();
+        }
+    };
+    let spoiled = |target: usize| {
+        let shards = zone.targets[target].shards.lock();
+        shards.values().any(|put| {
+            let hashes = &put.meta.as_ref().unwrap().block_hashes;
+            blake3::hash(&put.data[..65_536]).as_bytes()[..] != hashes[..32]
+        })
+    };
+    let first = stored.body.extents[0].pg as usize;
+    spoil(first);
+    assert!(spoiled(first));
+    assert!(read(&zone, &stored, 0..bytes.len() as u64).await.unwrap() == bytes);
+    eventually("the bad shard is good again", || !spoiled(first)).await;
+    assert!(read(&zone, &stored, 0..bytes.len() as u64).await.unwrap() == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn missed_shards_are_restored() {
+    for scheme in [rs(4, 2), copies(6)] {
+        let zone = FakeZone::start(6, 6, scheme, copies(3)).await;
+        let bytes = body(5 * MIB + 77);
+        zone.faults(1, |faults| faults.put_fault = Some(FaultKind::Full));
+        let stored = put(&zone, &bytes).await.unwrap();
+        assert!(!stored.missed.is_empty());
+        assert!(zone.cluster.restore_shards(&stored.body, &stored.missed).await.is_err(), "it is still full");
+        zone.faults(1, |faults| faults.put_fault = None);
+        zone.cluster.restore_shards(&stored.body, &stored.missed).await.unwrap();
+        let whole = zone.stored();
+        assert_eq!(whole.len() % 6, 0, "{whole:?}");
+        for other in [0, 2] {
+            zone.targets[other].shards.lock().clear();
+        }
+        assert!(read(&zone, &stored, 0..bytes.len() as u64).await.unwrap() == bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_target_is_hedged() {
     let zone = coded_zone().await;
     let bytes = body(2 * MIB);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
+use holdfast_client::bulk::BulkShards;
 use holdfast_client::{BodySource, ClientConfig, Cluster};
 use holdfast_proto::data::shards_server::{Shards, ShardsServer};
 use holdfast_proto::data::{
@@ -303,9 +304,15 @@ impl FakeZone {
         let mut data_nodes = Vec::new();
         for number in 0..targets {
             let fake = Arc::new(FakeTarget::default());
-            let service =
-                ShardsServer::new(Served(fake.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
-            let running = serve(Server::builder().add_service(service), incoming());
+            // Half of them as tonic serves: the wire is the same.
+            let mut server = Server::builder();
+            let router = if number % 2 == 0 {
+                server.add_service(BulkShards::new(Served(fake.clone())))
+            } else {
+                let service = ShardsServer::new(Served(fake.clone()));
+                server.add_service(service.max_decoding_message_size(MESSAGE_BYTES_MAX))
+            };
+            let running = serve(router, incoming());
             map.nodes.push(node(100 + u64::from(number), running.addr, "data"));
             map.targets.push(Target {
                 id: number,
