@@ -148,21 +148,24 @@ impl Declared {
                 "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
             ));
         }
-        if let Some(name) = headers.get("x-amz-sdk-checksum-algorithm") {
-            let named = checksum::named(name.to_str().unwrap_or_default())?;
-            match checksum.as_ref().map(|value| value.algorithm).or(trailing) {
-                Some(given) if given == named => {}
-                Some(_) => {
-                    return Err(invalid_request("Value for x-amz-sdk-checksum-algorithm header is invalid."));
-                }
-                None => {
-                    return Err(invalid_request(
-                        "x-amz-sdk-checksum-algorithm specified, but no corresponding x-amz-checksum-* or x-amz-trailer headers were found.",
-                    ));
-                }
+        let declared = Self { length, payload, md5: content_md5(headers)?, checksum, trailing };
+        for name in ["x-amz-sdk-checksum-algorithm", "x-amz-checksum-algorithm"] {
+            if let Some(value) = headers.get(name) {
+                declared.check_named(name, checksum::named(value.to_str().unwrap_or_default())?)?;
             }
         }
-        Ok(Self { length, payload, md5: content_md5(headers)?, checksum, trailing })
+        Ok(declared)
+    }
+
+    /// The algorithm that a header names has to be that of the value that comes.
+    fn check_named(&self, header: &str, named: Algorithm) -> S3Result<()> {
+        match self.algorithm() {
+            Some(given) if given == named => Ok(()),
+            Some(_) => Err(invalid_request(format!("Value for {header} header is invalid."))),
+            None => Err(invalid_request(format!(
+                "{header} specified, but no corresponding x-amz-checksum-* or x-amz-trailer headers were found."
+            ))),
+        }
     }
 
     /// The algorithm whose value comes with the body, one way or the other.

@@ -37,7 +37,7 @@ impl GatewayConfig {
             domains: Vec::new(),
             realm_key,
             inflight_bytes: 256 << 20,
-            inflight_wait: Duration::from_secs(1),
+            inflight_wait: Duration::from_secs(5),
             tls: None,
             connections_max: 4096,
             header_timeout: Duration::from_secs(30),

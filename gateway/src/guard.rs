@@ -174,6 +174,7 @@ impl Guard {
                     let host_id = self.inner.host_id.to_str().unwrap_or_default();
                     xml::complete_error(&document, path, ticket.tag.as_str(), host_id)
                 }
+                false if ticket.operation() == "GetObjectAttributes" => xml::unquote_etag(&document),
                 false => None,
             };
             let document = mended.unwrap_or(document);

@@ -11,7 +11,7 @@ use crate::error::{S3Result, slow_down};
 const UNIT_BYTES: u64 = 4096;
 /// What one request holds at most: a stripe being filled and its parity. More in flight is bounded by the cluster
 /// client's own budget.
-const REQUEST_BYTES_MAX: u64 = 8 << 20;
+const REQUEST_BYTES_MAX: u64 = 6 << 20;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_gateway_says_slow_down_and_recovers() {
-        let inflight = Inflight::new(8 << 20, Duration::ZERO);
+        let inflight = Inflight::new(6 << 20, Duration::ZERO);
         let room = inflight.enter(u64::MAX).await.unwrap();
         assert_eq!(inflight.enter(1).await.unwrap_err().code().as_str(), "SlowDown");
         assert!(inflight.enter(0).await.is_ok(), "a request without data needs no room");

@@ -15,6 +15,16 @@ const HEADER_BYTES_MAX: usize = 16 << 10;
 /// Headers of `x-amz-` that clients add after they sign.
 const UNSIGNED_ALLOWED: &[&str] = &["x-amz-content-sha256", "x-amz-user-agent", "x-amz-cf-id", "x-amz-te"];
 
+const PRESIGNED_FIELDS: [&str; 6] = [
+    "X-Amz-Algorithm",
+    "X-Amz-Credential",
+    "X-Amz-Date",
+    "X-Amz-Expires",
+    "X-Amz-SignedHeaders",
+    "X-Amz-Signature",
+];
+const FIELDS_MISSING: &str = "Query-string authentication version 4 requires the X-Amz-Algorithm, X-Amz-Credential, X-Amz-Signature, X-Amz-Date, X-Amz-SignedHeaders, and X-Amz-Expires parameters.";
+
 /// Refuses what must not go further.
 ///
 /// # Errors
@@ -54,9 +64,7 @@ pub(crate) fn check(method: &Method, uri: &Uri, headers: &HeaderMap) -> S3Result
             Err(old_scheme())
         }
         None if query_keys(query).any(|key| matches!(key, "X-Amz-Algorithm" | "X-Amz-Credential")) => {
-            Err(query_fault(
-                "Query-string authentication version 4 requires the X-Amz-Algorithm, X-Amz-Credential, X-Amz-Signature, X-Amz-Date, X-Amz-SignedHeaders, and X-Amz-Expires parameters.",
-            ))
+            Err(query_fault(FIELDS_MISSING))
         }
         None => Ok(()),
     }
@@ -89,6 +97,7 @@ fn check_header(value: &str, headers: &HeaderMap) -> S3Result<()> {
     if !is_s3_scope(authorization.scope) {
         return Err(malformed());
     }
+    check_signature(authorization.signature)?;
     check_signed(authorization.signed_headers, headers)
 }
 
@@ -106,10 +115,25 @@ fn check_presigned(query: &str, headers: &HeaderMap) -> S3Result<()> {
         }
         Err(_) => return Err(query_fault("X-Amz-Expires should be a number")),
     }
+    if PRESIGNED_FIELDS.iter().any(|name| query_value(query, name).is_none()) {
+        return Err(query_fault(FIELDS_MISSING));
+    }
     if !scope_of(&field("X-Amz-Credential")).is_some_and(is_s3_scope) {
         return Err(query_fault("Error parsing the X-Amz-Credential parameter"));
     }
+    check_signature(&field("X-Amz-Signature"))?;
     check_signed(&field("X-Amz-SignedHeaders"), headers)
+}
+
+/// What is not even a signature matches nothing.
+fn check_signature(signature: &str) -> S3Result<()> {
+    if signature.len() == 64 && signature.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(());
+    }
+    Err(refuse(
+        S3ErrorCode::SignatureDoesNotMatch,
+        "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
+    ))
 }
 
 /// `date/region/s3/aws4_request`: a signature made for another service is none for this one.
@@ -136,7 +160,7 @@ mod tests {
 
     use super::*;
 
-    const SIGNED: &str = "AWS4-HMAC-SHA256 Credential=AK/20260101/us-east-1/s3/aws4_request, SignedHeaders=host;x-amz-date, Signature=00";
+    const SIGNED: &str = "AWS4-HMAC-SHA256 Credential=AK/20260101/us-east-1/s3/aws4_request, SignedHeaders=host;x-amz-date, Signature=b6c6ea8a5354eaf15b3cb7646744f4275b71ea724fed81ceb9323e279d449df9";
 
     fn code(method: Method, uri: &str, pairs: &[(&'static str, &str)]) -> String {
         let headers = pairs
@@ -151,13 +175,13 @@ mod tests {
 
     fn presigned(expires: &str, credential: &str) -> String {
         format!(
-            "/b/k?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={credential}&X-Amz-Date=20260101T000000Z&X-Amz-Expires={expires}&X-Amz-SignedHeaders=host&X-Amz-Signature=00"
+            "/b/k?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={credential}&X-Amz-Date=20260101T000000Z&X-Amz-Expires={expires}&X-Amz-SignedHeaders=host&X-Amz-Signature=b6c6ea8a5354eaf15b3cb7646744f4275b71ea724fed81ceb9323e279d449df9"
         )
     }
 
     #[test]
     fn only_signature_version_4_is_served() {
-        let get = |value| code(Method::GET, "/b/k", &[("authorization", value)]);
+        let get = |value: &str| code(Method::GET, "/b/k", &[("authorization", value)]);
         assert_eq!(get("AWS AKID:c2ln"), "InvalidRequest");
         assert_eq!(get("AWS4-ECDSA-P256-SHA256 x"), "InvalidRequest");
         assert_eq!(get("Basic dTpw"), "InvalidArgument");
@@ -166,6 +190,7 @@ mod tests {
         assert_eq!(get(&SIGNED.replace("/s3/", "/sts/")), "AuthorizationHeaderMalformed");
         assert_eq!(code(Method::GET, "/b/k?AWSAccessKeyId=a&Signature=b&Expires=1", &[]), "InvalidRequest");
         assert_eq!(code(Method::GET, "/b/k", &[]), "");
+        assert_eq!(get(&SIGNED.replace("b6c6", "b6c")), "SignatureDoesNotMatch");
     }
 
     #[test]
@@ -177,6 +202,10 @@ mod tests {
             assert_eq!(get(expires), "AuthorizationQueryParametersError", "{expires}");
         }
         assert_eq!(code(Method::GET, &presigned("60", "AK%2Fx"), &[]), "AuthorizationQueryParametersError");
+        let url = presigned("60", credential);
+        assert_eq!(code(Method::GET, &format!("{url}0"), &[]), "SignatureDoesNotMatch");
+        let url = url.replace("X-Amz-Date", "x-date");
+        assert_eq!(code(Method::GET, &url, &[]), "AuthorizationQueryParametersError");
         assert_eq!(
             code(Method::GET, &presigned("60", credential), &[("authorization", SIGNED)]),
             "InvalidArgument"

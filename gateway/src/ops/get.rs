@@ -53,7 +53,9 @@ impl Read {
             None => None,
             Some(number @ 1..=10_000) => Some(number.unsigned_abs()),
             Some(_) => {
-                return Err(invalid_argument("Part number must be an integer between 1 and 10000, inclusive"));
+                return Err(invalid_argument(
+                    "Part number must be an integer between 1 and 10000, inclusive",
+                ));
             }
         };
         if part.is_some() && range.is_some() {
