@@ -99,7 +99,7 @@ pub(crate) struct Inner {
 }
 
 impl Cluster {
-    /// Finds the zone through its seeds and waits for a first map. When `cancel` is cancelled every task of the client
+    /// Finds the zone through its seeds and waits for a first map and the zone's time. When `cancel` is cancelled every task of the client
     /// ends.
     ///
     /// # Errors
@@ -131,10 +131,12 @@ impl Cluster {
             cancel: cancel.child_token(),
         });
         inner.tasks.spawn(crate::watch::follow(inner.clone()));
-        let mut maps = inner.view.subscribe();
+        let mut ready = inner.view.ready();
         let first = tokio::select! {
             () = inner.cancel.cancelled() => None,
-            first = tokio::time::timeout_at(deadline, maps.wait_for(Option::is_some)) => first.ok().and_then(Result::ok).map(|_| ()),
+            first = tokio::time::timeout_at(deadline, ready.wait_for(|ready| *ready)) => {
+                first.ok().and_then(Result::ok).map(|_| ())
+            }
         };
         if first.is_none() {
             inner.cancel.cancel();
@@ -189,7 +191,7 @@ impl Cluster {
         let answers = if is_small(&query) {
             self.inner.reads.call(&self.inner, group, vec![query], deadline).await?
         } else {
-            attempt_until::<Reads>(&self.inner, group, vec![query], deadline).await?
+            attempt_until::<Reads>(&self.inner, group, &[query], deadline).await?
         };
         answers.into_iter().next().ok_or_else(|| Error::internal("no answer to a query"))
     }

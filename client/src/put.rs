@@ -161,7 +161,7 @@ impl Pipeline {
     /// that all bodies have together.
     async fn make_room(&mut self) -> Result<Option<OwnedSemaphorePermit>, Error> {
         while let Some(joined) = self.in_flight.try_join_next() {
-            self.take(joined)?;
+            self.take(joined).await?;
         }
         let kib = (self.writing.geometry.width() * holdfast_proto::limits::SHARD_BYTES_MAX) >> 10;
         loop {
@@ -174,7 +174,7 @@ impl Pipeline {
                 return Ok(Some(permit));
             }
             if let Some(joined) = self.in_flight.join_next().await {
-                self.take(joined)?;
+                self.take(joined).await?;
             }
         }
     }
@@ -210,21 +210,30 @@ impl Pipeline {
         });
     }
 
-    /// Takes in a stripe that is acknowledged.
-    fn take(&mut self, joined: Result<Result<Stored, Error>, tokio::task::JoinError>) -> Result<(), Error> {
-        let mut stored = joined.map_err(|bad| Error::internal(format!("a stripe's task: {bad}")))??;
+    /// Takes in a stripe that is acknowledged. When too many of the body lag, the oldest gets what is left of its grace
+    /// and is then given up.
+    async fn take(
+        &mut self,
+        joined: Result<Result<Stored, Error>, tokio::task::JoinError>,
+    ) -> Result<(), Error> {
+        let stored = joined.map_err(|bad| Error::internal(format!("a stripe's task: {bad}")))??;
         self.groups[stored.number as usize] = Some(stored.pg);
-        if !stored.is_under_way() {
-            self.note_missed(&stored);
-            return Ok(());
-        }
         self.lagging.push_back(stored);
+        for mut stored in std::mem::take(&mut self.lagging) {
+            match stored.is_under_way() {
+                true => self.lagging.push_back(stored),
+                false => self.note_missed(&stored),
+            }
+        }
         if self.lagging.len() > STRIPES_LAGGING_MAX
-            && let Some(oldest) = self.lagging.pop_front()
+            && let Some(mut oldest) = self.lagging.pop_front()
         {
-            oldest.give_up();
+            oldest.settle().await;
             self.note_missed(&oldest);
-            self.note_late(&oldest);
+            if oldest.is_under_way() {
+                self.note_late(&oldest);
+                oldest.give_up();
+            }
         }
         Ok(())
     }
@@ -240,7 +249,7 @@ impl Pipeline {
 
     async fn complete(mut self) -> Result<StoredBody, Error> {
         while let Some(joined) = self.in_flight.join_next().await {
-            self.take(joined)?;
+            self.take(joined).await?;
         }
         while let Some(mut stored) = self.lagging.pop_front() {
             stored.settle().await;

@@ -224,20 +224,28 @@ impl<C: Call> Lane<C> {
 
     /// Sends a batch and hands out the replies. Gives the batch back when one of several calls in it was refused as
     /// malformed: then each goes alone.
-    async fn send(&self, inner: &Inner, batch: Vec<Waiting<C>>) -> Option<Vec<Waiting<C>>> {
-        let items: Vec<C::Item> = batch.iter().flat_map(|waiting| waiting.items.iter().cloned()).collect();
+    async fn send(&self, inner: &Inner, mut batch: Vec<Waiting<C>>) -> Option<Vec<Waiting<C>>> {
+        let counts: Vec<usize> = batch.iter().map(|waiting| waiting.items.len()).collect();
+        let items: Vec<C::Item> =
+            batch.iter_mut().flat_map(|waiting| std::mem::take(&mut waiting.items)).collect();
         let deadline = batch.iter().map(|waiting| waiting.deadline).max().unwrap_or_else(Instant::now);
-        match attempt_until::<C>(inner, self.group, items, deadline).await {
+        match attempt_until::<C>(inner, self.group, &items, deadline).await {
             Ok(replies) => {
                 let mut replies = replies.into_iter();
-                for waiting in batch {
-                    let mine = replies.by_ref().take(waiting.items.len()).collect();
+                for (waiting, count) in batch.into_iter().zip(counts) {
+                    let mine = replies.by_ref().take(count).collect();
                     // The caller may have gone: its deadline is its own.
                     let _ = waiting.reply.send(Ok(mine));
                 }
                 None
             }
-            Err(Error::Internal { .. }) if batch.len() > 1 => Some(batch),
+            Err(Error::Internal { .. }) if batch.len() > 1 => {
+                let mut items = items.into_iter();
+                for (waiting, count) in batch.iter_mut().zip(counts) {
+                    waiting.items = items.by_ref().take(count).collect();
+                }
+                Some(batch)
+            }
             Err(error) => {
                 for waiting in batch {
                     let _ = waiting.reply.send(Err(error.clone()));
@@ -253,7 +261,7 @@ impl<C: Call> Lane<C> {
 pub(crate) async fn attempt_until<C: Call>(
     inner: &Inner,
     group: GroupId,
-    items: Vec<C::Item>,
+    items: &[C::Item],
     deadline: Instant,
 ) -> Result<Vec<C::Reply>, Error> {
     let mut backoff = Backoff::until(deadline);
@@ -265,7 +273,7 @@ pub(crate) async fn attempt_until<C: Call>(
         let fault = match next_node(inner, group, &mut turn) {
             None => Fault::new(FaultKind::FaultUnavailable, "the map names no voter of the group"),
             Some((node, addr)) => {
-                let fault = match attempt::<C>(inner, group, node, &addr, items.clone(), limit).await {
+                let fault = match attempt::<C>(inner, group, node, &addr, items.to_vec(), limit).await {
                     Ok(replies) if replies.len() == count => {
                         inner.view.set_leader(group, Some(node));
                         return Ok(replies);

@@ -21,7 +21,9 @@ const WATCH_SILENCE_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct View {
-    map: watch::Sender<Option<Arc<Map>>>,
+    map: RwLock<Option<Arc<Map>>>,
+    /// Whether both a map and the time are known.
+    ready: watch::Sender<bool>,
     hlc: AtomicU64,
     realm_applied: AtomicU64,
     heard: Mutex<Option<Instant>>,
@@ -34,7 +36,8 @@ pub(crate) struct View {
 impl View {
     pub(crate) fn new() -> Self {
         Self {
-            map: watch::Sender::new(None),
+            map: RwLock::new(None),
+            ready: watch::Sender::new(false),
             hlc: AtomicU64::new(0),
             realm_applied: AtomicU64::new(0),
             heard: Mutex::new(None),
@@ -46,11 +49,12 @@ impl View {
 
     /// The map; `None` before the first.
     pub(crate) fn map(&self) -> Option<Arc<Map>> {
-        self.map.borrow().clone()
+        self.map.read().clone()
     }
 
-    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Arc<Map>>> {
-        self.map.subscribe()
+    /// Turns true when both a map and the zone's time are known.
+    pub(crate) fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
     }
 
     pub(crate) fn now(&self) -> Hlc {
@@ -101,13 +105,10 @@ impl View {
             {
                 return Err(Error::internal("a meta node sent the map of another zone"));
             }
-            self.map.send_if_modified(|have| {
-                let newer = have.as_ref().is_none_or(|have| have.generation() < next.generation());
-                if newer {
-                    *have = Some(Arc::new(next));
-                }
-                newer
-            });
+            let mut have = self.map.write();
+            if have.as_ref().is_none_or(|have| have.generation() < next.generation()) {
+                *have = Some(Arc::new(next));
+            }
         }
         self.saw(event.hlc);
         self.realm_applied.fetch_max(event.realm_applied, Ordering::AcqRel);
@@ -124,6 +125,8 @@ impl View {
             free.extend(event.free.iter().map(|report| (TargetId::new(report.target), report.free_bytes)));
         }
         *self.heard.lock() = Some(Instant::now());
+        let ready = self.now() > Hlc::ZERO && self.map.read().is_some();
+        self.ready.send_if_modified(|was| ready && !std::mem::replace(was, true));
         Ok(())
     }
 }

@@ -1,5 +1,5 @@
 //! A zone of fakes on loopback: meta nodes that answer from a script, targets that keep shards in memory, and faults.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -115,6 +115,9 @@ impl Shards for Served {
     }
 }
 
+/// What a meta node answers to queries.
+pub type Asked = Box<dyn Fn(GroupId, &Query) -> Answer + Send + Sync>;
+
 /// What a meta node answers to commands.
 pub(crate) type Script = Box<dyn Fn(GroupId, &Command) -> Result<Outcome, Fault> + Send + Sync>;
 
@@ -133,6 +136,8 @@ pub(crate) struct FakeMeta {
     /// This many proposals are done and then not answered.
     pub drop_answers: AtomicUsize,
     pub answers: Mutex<HashMap<String, Answer>>,
+    /// Answers every query, when set.
+    pub asked: Mutex<Option<Asked>>,
     pub realm_applied: AtomicU64,
 }
 
@@ -175,7 +180,12 @@ impl Meta for MetaNode {
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<ReadResponse>, Status> {
         self.check_leader()?;
         self.0.reads.fetch_add(1, Ordering::SeqCst);
-        let queries: Vec<Query> = request.into_inner().queries;
+        let ReadRequest { group, queries } = request.into_inner();
+        if let Some(asked) = &*self.0.asked.lock() {
+            let group = GroupId::from_u64(group).expect("a group");
+            let answers = queries.iter().map(|query| asked(group, query)).collect();
+            return Ok(Response::new(ReadResponse { answers }));
+        }
         let scripted = self.0.answers.lock();
         let name = |query: &Query| format!("{:?}", query.of.as_ref().map(std::mem::discriminant));
         let answers =
