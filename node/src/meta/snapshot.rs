@@ -266,3 +266,72 @@ fn fill(
 pub(super) fn discard_unless_live(state: &GroupState, generation: Generation) -> Result<(), KvError> {
     if state.generation() == generation.number { Ok(()) } else { state.store().remove(generation) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::Env;
+    use crate::meta::clock::StampClock;
+    use crate::meta::kv::Store;
+    use crate::meta::raft::LogId;
+    use crate::meta::state::Failure;
+    use wire::snapshot_part::Part;
+
+    fn row(key: &'static str) -> wire::SnapshotRow {
+        wire::SnapshotRow { key: Bytes::from(key), value: Bytes::from("value") }
+    }
+
+    fn tail(rows: &[wire::SnapshotRow]) -> Part {
+        let mut sum = RowSum::default();
+        rows.iter().for_each(|row| sum.add(&row.key, &row.value));
+        Part::Tail(sum.tail())
+    }
+
+    /// Fills a generation from `parts`, after which the stream ends.
+    fn filled(parts: Vec<Part>) -> (tempfile::TempDir, Arc<GroupState>, Result<Generation, KvError>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), 1 << 20).unwrap();
+        let clock = Arc::new(StampClock::new(Env::real()));
+        let state = GroupState::open(GroupId::REALM, store, clock, Failure::new()).unwrap();
+        let (queue, arrived) = mpsc::channel(16);
+        for part in parts {
+            queue.try_send(part).unwrap();
+        }
+        drop(queue);
+        let applied = Applied { log_id: Some(LogId::new_term_index(2, 9)), ..Applied::default() };
+        let generation = fill(&state, applied.rows(), arrived);
+        (dir, state, generation)
+    }
+
+    #[test]
+    fn whole_snapshots_are_taken() {
+        let rows = vec![row("acc|a"), row("acc|b")];
+        let parts = vec![Part::Rows(wire::SnapshotRows { rows: rows.clone() }), tail(&rows)];
+        let (_dir, state, generation) = filled(parts);
+        let generation = generation.unwrap();
+        assert_eq!(generation.number, state.generation() + 1, "it is not live yet");
+        assert_eq!(generation.scan(MACHINE_ROWS, ROWS_END).count(), 2);
+        assert_eq!(Applied::read(&generation).unwrap().log_id, Some(LogId::new_term_index(2, 9)));
+    }
+
+    #[test]
+    fn damaged_snapshots_are_refused_and_leave_nothing_live() {
+        let rows = vec![row("acc|a"), row("acc|b")];
+        let sent = |rows: &[wire::SnapshotRow]| Part::Rows(wire::SnapshotRows { rows: rows.to_vec() });
+        let flipped = wire::SnapshotRow { value: Bytes::from("walue"), ..row("acc|b") };
+        let swapped = [row("acc|b"), row("acc|a")];
+        for parts in [
+            vec![sent(&rows)],
+            vec![sent(&rows[..1]), tail(&rows)],
+            vec![sent(&[row("acc|a"), flipped]), tail(&rows)],
+            vec![sent(&swapped), tail(&swapped)],
+            vec![sent(&[row("acc|a"), row("acc|a")]), tail(&[row("acc|a"), row("acc|a")])],
+            vec![Part::Head(wire::SnapshotHead::default())],
+        ] {
+            let (_dir, state, generation) = filled(parts);
+            assert!(generation.is_err());
+            assert_eq!(state.generation(), 1);
+            assert_eq!(state.view().scan(MACHINE_ROWS, ROWS_END).count(), 0);
+        }
+    }
+}

@@ -19,7 +19,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
 use prost::Message;
 
-use super::log::{Change, LogError, LogWrite, LogWriter};
+use super::log::{Change, LogEngine, LogError, LogWrite, LogWriter};
 use super::log_record::{LogRecord, RecordKind};
 use super::raft::{Commands, Entry, LogId, Payload, TypeConfig, Vote};
 use super::wire as convert;
@@ -30,6 +30,8 @@ pub(super) const TAIL_BYTES: u64 = 2 << 20;
 const READ_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of log between two remembered offsets.
 const OFFSET_STRIDE: u64 = 1 << 20;
+/// Entries read to judge the size of a log that is opened, at most.
+const OFFSET_SAMPLES: u64 = 128;
 
 struct Tail {
     /// Consecutive, up to the last entry of the log; each with its weight in bytes.
@@ -41,7 +43,7 @@ struct Tail {
     purged: Option<LogId>,
     vote: Option<Vote>,
     committed: Option<LogId>,
-    /// Bytes appended since the log was opened.
+    /// Bytes of entries, those found when the log was opened estimated.
     written: u64,
     /// (index, bytes appended before it), sparse and ascending: how far back a number of bytes lies.
     offsets: VecDeque<(u64, u64)>,
@@ -118,16 +120,21 @@ impl GroupLog {
             let record = records.pop().ok_or_else(|| LogError(format!("entry {index} is not there")))?;
             last = Some(LogId::new_term_index(record.term, record.index));
         }
+        let first = facts.first.unwrap_or_else(|| last.map_or(0, |last| last.index() + 1));
+        let (offsets, written) = match facts.last {
+            Some(last) => estimate_offsets(writer.engine().as_ref(), group, first, last)?,
+            None => (VecDeque::new(), 0),
+        };
         let tail = Tail {
             entries: VecDeque::new(),
             bytes: 0,
-            first: facts.first.unwrap_or_else(|| last.map_or(0, |last| last.index() + 1)),
+            first,
             last,
             purged,
             vote: facts.vote.as_ref().map(convert::vote_in),
             committed: facts.committed.as_ref().map(convert::log_id_in),
-            written: 0,
-            offsets: VecDeque::new(),
+            written,
+            offsets,
         };
         let flushed = Arc::new(AtomicU64::new(last.map_or(0, |last| last.index())));
         Ok(Self { shared: Arc::new(Shared { group, writer, tail: Mutex::new(tail), flushed, durable }) })
@@ -139,7 +146,7 @@ impl GroupLog {
     }
 
     /// The highest index that lies at least `keep` bytes of log behind `index` and is not purged yet; `None` when nothing
-    /// does. Counts only what was appended since the log was opened.
+    /// does.
     pub(super) fn purgeable(&self, index: u64, keep: u64) -> Option<u64> {
         let tail = self.shared.tail.lock();
         let at = tail.offsets.iter().rev().find(|(at, _)| *at <= index).map(|(_, bytes)| *bytes)?;
@@ -153,7 +160,7 @@ impl GroupLog {
         self.shared.tail.lock().purged.map_or(0, |purged| purged.index())
     }
 
-    /// Bytes appended since the log was opened.
+    /// Bytes of all entries, purged ones included; those found when the log was opened are estimated.
     pub(super) fn written(&self) -> u64 {
         self.shared.tail.lock().written
     }
@@ -202,6 +209,25 @@ impl Shared {
             tail.entries.pop_front();
         }
     }
+}
+
+/// How far back bytes lie in the entries from `first` to `last`, judged by a few of them: the engine does not say how long
+/// an entry is without reading it. An error here moves a purge by a part of what is kept, and no promise depends on it.
+fn estimate_offsets(
+    engine: &dyn LogEngine,
+    group: u64,
+    first: u64,
+    last: u64,
+) -> Result<(VecDeque<(u64, u64)>, u64), LogError> {
+    let stride = (last - first + 1).div_ceil(OFFSET_SAMPLES);
+    let (mut offsets, mut bytes, mut index) = (VecDeque::new(), 0, first);
+    while index <= last {
+        let records = engine.read(group, index, index + 1, READ_BYTES_MAX)?;
+        offsets.push_back((index, bytes));
+        bytes += records.iter().map(LogRecord::weight).sum::<u64>() * stride.min(last - index + 1);
+        index += stride;
+    }
+    Ok((offsets, bytes))
 }
 
 fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
