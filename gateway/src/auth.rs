@@ -59,6 +59,11 @@ impl Auth {
         Self { inner: Arc::new(Inner { cluster, realm_key, opened: RwLock::default() }) }
     }
 
+    /// The account of an access key whose signature was verified.
+    pub(crate) async fn caller(&self, access_key: &str) -> S3Result<Caller> {
+        Ok(Caller { account: self.open(access_key).await?.account })
+    }
+
     async fn open(&self, id: &str) -> S3Result<Arc<Opened>> {
         let unknown = || {
             refuse(
@@ -111,19 +116,23 @@ impl S3Access for Auth {
         let Some(credentials) = cx.credentials() else {
             return Err(refuse(S3ErrorCode::AccessDenied, "access denied"));
         };
-        let account = self.open(&credentials.access_key).await?.account;
-        let name = cx.s3_op().name();
-        let Some(operation) = surface::operation(name) else {
-            return Err(crate::error::not_implemented(format!("{name} is not implemented")));
-        };
-        operation.check(cx.uri().query(), cx.headers())?;
-        let extensions = cx.extensions_mut();
-        if let Some(ticket) = extensions.get::<Arc<Ticket>>() {
-            ticket.set_operation(operation.name);
-        }
-        extensions.insert(Caller { account });
-        Ok(())
+        let caller = self.caller(&credentials.access_key).await?;
+        cx.extensions_mut().insert(caller);
+        check_surface(cx)
     }
+}
+
+/// Refuses what the operation would ignore, and names it on the request's ticket.
+pub(crate) fn check_surface(cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+    let name = cx.s3_op().name();
+    let Some(operation) = surface::operation(name) else {
+        return Err(crate::error::not_implemented(format!("{name} is not implemented")));
+    };
+    operation.check(cx.uri().query(), cx.headers())?;
+    if let Some(ticket) = cx.extensions_mut().get::<Arc<Ticket>>() {
+        ticket.set_operation(operation.name);
+    }
+    Ok(())
 }
 
 /// Whether the caller may use the bucket: it has to be theirs, and the owner that they expect.

@@ -117,8 +117,10 @@ impl Decoder {
             trailers.sort();
             let canonical: String =
                 trailers.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
-            if !signature.is_some_and(|signature| signer.verify_trailers(&canonical, signature)) {
-                return Err(BodyError::ChunkSignature);
+            match signature {
+                Some(signature) if signer.verify_trailers(&canonical, signature) => {}
+                Some(_) => return Err(BodyError::ChunkSignature),
+                None => return Err(BodyError::Trailer("the trailing headers are missing or not signed")),
             }
         }
         Ok(trailers)

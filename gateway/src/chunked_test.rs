@@ -105,11 +105,7 @@ fn signed_trailers_need_their_signature() {
     let mut body = documented_example();
     body.truncate(body.len() - 2);
     body.extend_from_slice(b"x-amz-checksum-crc32c:sOO8/Q==\n");
-    assert_eq!(
-        decode(Decoder::new(Some(signer()), true), &[&body]).unwrap_err(),
-        BodyError::ChunkSignature,
-        "no signature"
-    );
+    assert!(matches!(decode(Decoder::new(Some(signer()), true), &[&body]), Err(BodyError::Trailer(_))));
     body.extend_from_slice(
         b"x-amz-trailer-signature:63bddb248ad2590c92712055f51b8e78ab024eead08276b24f010b0efd74843f\r\n\r\n",
     );

@@ -95,6 +95,22 @@ pub(crate) fn preconditions(
     }
 }
 
+/// As [`preconditions`], for what makes a version: S3 takes only the asterisk in If-None-Match there.
+///
+/// # Errors
+/// NotImplemented for anything else.
+pub(crate) fn write_preconditions(
+    if_match: Option<&ETagCondition>,
+    if_none_match: Option<&ETagCondition>,
+) -> Result<Preconditions, S3Error> {
+    match if_none_match {
+        Some(ETagCondition::ETag(_)) => Err(crate::error::not_implemented(
+            "a header you provided implies functionality that is not implemented: if-none-match takes * only",
+        )),
+        _ => Ok(preconditions(if_match, if_none_match)),
+    }
+}
+
 /// The bytes that a range asks for of an object of `size` bytes.
 ///
 /// # Errors
@@ -211,6 +227,13 @@ mod tests {
             ..ReadConditions::default()
         };
         assert_eq!(verdict(same_but_modified), Verdict::NotModified);
+    }
+
+    #[test]
+    fn writes_take_the_asterisk_only() {
+        assert!(write_preconditions(etag("\"a\"").as_ref(), etag("*").as_ref()).is_ok());
+        let error = write_preconditions(None, etag("\"a\"").as_ref()).unwrap_err();
+        assert_eq!(error.code().as_str(), "NotImplemented");
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Guard {
     async fn serve(&self, request: Request<Incoming>, ticket: &Arc<Ticket>) -> Response<s3s::Body> {
         match self.admit(request, ticket).await {
             Ok((request, digest)) => match self.inner.s3.call(request).await {
-                Ok(response) => mend_digest(response, digest, ticket),
+                Ok(response) => mend_digest(mend_empty(response), digest, ticket),
                 Err(error) => {
                     let error: s3s::StdError = error.into();
                     tracing::error!(%error, "an answer could not be written");
@@ -221,6 +221,19 @@ fn error_response(error: S3Error) -> Response<s3s::Body> {
         *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
         response
     })
+}
+
+/// S3 calls an absent document malformed.
+fn mend_empty(response: Response<s3s::Body>) -> Response<s3s::Body> {
+    let is_empty = response.status() == StatusCode::BAD_REQUEST
+        && response
+            .body()
+            .bytes()
+            .is_some_and(|document| xml::is_error(&document, "MissingRequestBodyError"));
+    match is_empty {
+        true => error_response(S3ErrorCode::MalformedXML.into()),
+        false => response,
+    }
 }
 
 /// The library answers 500 when an XML document does not have the SHA-256 that was claimed for it, or was cut short.

@@ -17,6 +17,7 @@ mod guard;
 mod headers;
 mod host;
 mod idle;
+mod ignored_range;
 mod inflight;
 mod name;
 mod ops;

@@ -1,7 +1,7 @@
 //! What is checked of a request before the protocol library sees it: authorization schemes that are not served, signed
 //! requests that leave out what must be signed, and presigned URLs that live too long.
 
-use holdfast_proto::limits::{KEY_BYTES_MAX, PRESIGN_SECONDS_MAX};
+use holdfast_proto::limits::{CLOCK_SKEW_SECONDS_MAX, KEY_BYTES_MAX, PRESIGN_SECONDS_MAX};
 use http::{HeaderMap, Method, Uri};
 
 use crate::error::{S3ErrorCode, S3Result, invalid_argument, invalid_request, not_implemented, refuse};
@@ -15,6 +15,8 @@ const HEADER_BYTES_MAX: usize = 16 << 10;
 /// Headers of `x-amz-` that clients add after they sign.
 const UNSIGNED_ALLOWED: &[&str] = &["x-amz-content-sha256", "x-amz-user-agent", "x-amz-cf-id", "x-amz-te"];
 
+const AMZ_DATE: &[time::format_description::FormatItem<'_>] =
+    time::macros::format_description!("[year][month][day]T[hour][minute][second]Z");
 const PRESIGNED_FIELDS: [&str; 6] = [
     "X-Amz-Algorithm",
     "X-Amz-Credential",
@@ -118,6 +120,13 @@ fn check_presigned(query: &str, headers: &HeaderMap) -> S3Result<()> {
     if PRESIGNED_FIELDS.iter().any(|name| query_value(query, name).is_none()) {
         return Err(query_fault(FIELDS_MISSING));
     }
+    let Ok(date) = time::PrimitiveDateTime::parse(&field("X-Amz-Date"), AMZ_DATE) else {
+        return Err(query_fault("X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\""));
+    };
+    let ahead = date.assume_utc() - time::OffsetDateTime::now_utc();
+    if ahead.whole_seconds() > CLOCK_SKEW_SECONDS_MAX as i64 {
+        return Err(refuse(S3ErrorCode::AccessDenied, "Request is not yet valid"));
+    }
     if !scope_of(&field("X-Amz-Credential")).is_some_and(is_s3_scope) {
         return Err(query_fault("Error parsing the X-Amz-Credential parameter"));
     }
@@ -175,7 +184,7 @@ mod tests {
 
     fn presigned(expires: &str, credential: &str) -> String {
         format!(
-            "/b/k?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={credential}&X-Amz-Date=20260101T000000Z&X-Amz-Expires={expires}&X-Amz-SignedHeaders=host&X-Amz-Signature=b6c6ea8a5354eaf15b3cb7646744f4275b71ea724fed81ceb9323e279d449df9"
+            "/b/k?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={credential}&X-Amz-Date=20200101T000000Z&X-Amz-Expires={expires}&X-Amz-SignedHeaders=host&X-Amz-Signature=b6c6ea8a5354eaf15b3cb7646744f4275b71ea724fed81ceb9323e279d449df9"
         )
     }
 
@@ -204,6 +213,10 @@ mod tests {
         assert_eq!(code(Method::GET, &presigned("60", "AK%2Fx"), &[]), "AuthorizationQueryParametersError");
         let url = presigned("60", credential);
         assert_eq!(code(Method::GET, &format!("{url}0"), &[]), "SignatureDoesNotMatch");
+        let far = url.replace("X-Amz-Date=2020", "X-Amz-Date=9026");
+        assert_eq!(code(Method::GET, &far, &[]), "AccessDenied");
+        let odd = url.replace("X-Amz-Date=2020", "X-Amz-Date=x");
+        assert_eq!(code(Method::GET, &odd, &[]), "AuthorizationQueryParametersError");
         let url = url.replace("X-Amz-Date", "x-date");
         assert_eq!(code(Method::GET, &url, &[]), "AuthorizationQueryParametersError");
         assert_eq!(

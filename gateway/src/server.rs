@@ -25,6 +25,7 @@ use crate::config::GatewayConfig;
 use crate::guard::{Guard, XML_BYTES_MAX};
 use crate::host::Domains;
 use crate::idle::IdleIo;
+use crate::ignored_range::{IgnoredRange, Verified};
 use crate::inflight::Inflight;
 use crate::ops::Store;
 
@@ -175,10 +176,17 @@ fn guard(cluster: Cluster, config: &GatewayConfig) -> Guard {
     let auth = Auth::new(cluster.clone(), config.realm_key);
     let inflight = Inflight::new(config.inflight_bytes, config.inflight_wait);
     let store = Store::new(cluster, config, inflight.clone());
+    let limits = Arc::new(StaticConfigProvider::new(Arc::new(limits)));
+    let mut inner = S3ServiceBuilder::new(store.clone());
+    inner.set_config(limits.clone());
+    inner.set_auth(Verified);
+    inner.set_access(Verified);
+    inner.set_host(domains.clone());
     let mut builder = S3ServiceBuilder::new(store);
-    builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(limits))));
+    builder.set_config(limits);
     builder.set_auth(auth.clone());
-    builder.set_access(auth);
+    builder.set_access(auth.clone());
     builder.set_host(domains.clone());
+    builder.set_route(IgnoredRange::new(inner.build(), auth));
     Guard::new(builder.build(), domains, inflight)
 }

@@ -29,6 +29,11 @@ pub(crate) fn complete_error(document: &[u8], path: &str, request_id: &str, host
     Some(out.into())
 }
 
+/// Whether a document is the error of that code.
+pub(crate) fn is_error(document: &[u8], code: &str) -> bool {
+    contains(document, format!("<Error><Code>{code}</Code>").as_bytes())
+}
+
 fn contains(document: &[u8], what: &[u8]) -> bool {
     document.windows(what.len()).any(|window| window == what)
 }
@@ -104,6 +109,7 @@ mod tests {
     fn errors_have_a_message() {
         let out = complete_error(b"<Error><Code>KeyTooLongError</Code></Error>", "/", "", "").unwrap();
         assert!(contains(&out, b"<Message>your key is too long</Message>"));
+        assert!(is_error(&out, "KeyTooLongError") && !is_error(&out, "KeyTooLong"));
         let out = complete_error(b"<Error><Code>X</Code></Error>", "/", "", "").unwrap();
         assert!(contains(&out, b"<Message>the request cannot be served</Message>"));
     }

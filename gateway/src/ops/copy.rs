@@ -18,7 +18,7 @@ use super::{Store, bucket_id, caller, corrupt, put_failed, version_query, versio
 use crate::auth::Caller;
 use crate::body::{CopyBody, Digests};
 use crate::checksum::{self, Algorithm, Value};
-use crate::condition::{ReadConditions, Verdict, preconditions, resolve_range};
+use crate::condition::{ReadConditions, Verdict, resolve_range, write_preconditions};
 use crate::error::{self, S3ErrorCode, S3Result, invalid_argument, invalid_request, not_implemented, refuse};
 use crate::headers::{Given, shown_time, storage_class};
 use crate::name::check_key;
@@ -105,6 +105,7 @@ pub(super) async fn object(
     let caller = caller(&request)?;
     let if_match = condition(&request.headers, header::IF_MATCH)?;
     let if_none_match = condition(&request.headers, header::IF_NONE_MATCH)?;
+    let write_conditions = write_preconditions(if_match.as_ref(), if_none_match.as_ref())?;
     let input = request.input;
     check_key(&input.key)?;
     let replace = match input.metadata_directive.as_ref().map(MetadataDirective::as_str) {
@@ -177,9 +178,10 @@ pub(super) async fn object(
         begin_hlc: stored.begin.get(),
         ..Default::default()
     };
-    let conditions = preconditions(if_match.as_ref(), if_none_match.as_ref());
-    let committed =
-        store.cluster.put_object(&bucket, input.key.as_bytes(), version, conditions, stored.missed).await;
+    let committed = store
+        .cluster
+        .put_object(&bucket, input.key.as_bytes(), version, write_conditions, stored.missed)
+        .await;
     let committed = match committed {
         Ok(committed) => committed,
         Err(failure) => return Err(store.commit_failed(&stored.body, failure).await),

@@ -104,12 +104,63 @@ async fn page(
     if request.limit == 0 {
         return Ok(Page { objects: Vec::new(), prefixes: None, count: 0, next: None });
     }
-    let found = store.cluster.list_objects(bucket, request).await.map_err(error::cluster)?;
+    let found = list_from_inside(store, bucket, request).await?;
     let next = last_of(&found);
     let count = found.keys.len() + found.common_prefixes.len();
     let objects: S3Result<Vec<Object>> =
         found.keys.into_iter().map(|key| object(key, encoding, owner.as_ref())).collect();
     Ok(Page { objects: objects?, prefixes: encoding.prefixes(found.common_prefixes)?, count, next })
+}
+
+/// The common prefix that `after` lies in, strictly: keys behind `after` may fold into it, which sorts before `after`.
+fn prefix_around(request: &meta::ListObjects) -> Option<bytes::Bytes> {
+    let (after, prefix, delimiter) = (&request.after, &request.prefix, &request.delimiter);
+    if delimiter.is_empty() || !after.starts_with(prefix) {
+        return None;
+    }
+    let at = after[prefix.len()..].windows(delimiter.len()).position(|window| window == delimiter)?;
+    let end = prefix.len() + at + delimiter.len();
+    (end < after.len()).then(|| after.slice(..end))
+}
+
+/// A page as S3 gives it when a client starts inside a common prefix: the prefix is listed if any key behind the start
+/// folds into it. The cluster's listing gives only what sorts behind the start.
+async fn list_from_inside(
+    store: &Store,
+    bucket: &meta::Bucket,
+    request: meta::ListObjects,
+) -> S3Result<ListObjectsPage> {
+    let list = async |request| store.cluster.list_objects(bucket, request).await.map_err(error::cluster);
+    let Some(around) = prefix_around(&request) else { return list(request).await };
+    let inside = meta::ListObjects {
+        prefix: around.clone(),
+        delimiter: bytes::Bytes::new(),
+        limit: 1,
+        ..request.clone()
+    };
+    if list(inside).await?.keys.is_empty() {
+        return list(request).await;
+    }
+    let limit = request.limit as usize;
+    let mut page = list(request).await?;
+    put_first(&mut page, around, limit);
+    Ok(page)
+}
+
+/// Puts a prefix that sorts before all entries into a page, which stays within its limit.
+fn put_first(page: &mut ListObjectsPage, prefix: bytes::Bytes, limit: usize) {
+    if page.common_prefixes.first() == Some(&prefix) {
+        return;
+    }
+    if page.keys.len() + page.common_prefixes.len() >= limit {
+        page.more = true;
+        let last_key = page.keys.last().map(|listed| &listed.key);
+        match page.common_prefixes.last() {
+            Some(last) if last_key.is_none_or(|key| key < last) => drop(page.common_prefixes.pop()),
+            _ => drop(page.keys.pop()),
+        }
+    }
+    page.common_prefixes.insert(0, prefix);
 }
 
 /// Where the next page starts: behind the greatest entry of this one. Nothing without a next page.
@@ -403,6 +454,54 @@ mod tests {
         assert_eq!(last_of(&page(&["a", "b"], &["a/"], true)).unwrap(), "b");
         assert_eq!(last_of(&page(&["a", "b"], &["c/"], true)).unwrap(), "c/");
         assert_eq!(last_of(&page(&["a"], &[], false)), None);
+    }
+
+    fn around(after: &'static str, prefix: &'static str, delimiter: &'static str) -> Option<bytes::Bytes> {
+        prefix_around(&meta::ListObjects {
+            after: after.into(),
+            prefix: prefix.into(),
+            delimiter: delimiter.into(),
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn a_start_inside_a_common_prefix_is_recognised() {
+        assert_eq!(around("b/1", "", "/").unwrap(), "b/");
+        assert_eq!(around("x/b/1/2", "x/", "/").unwrap(), "x/b/");
+        assert_eq!(around("b/", "", "/"), None, "the prefix itself was listed before");
+        assert_eq!(around("b", "", "/"), None);
+        assert_eq!(around("b/1", "", ""), None);
+        assert_eq!(around("b/1", "c", "/"), None);
+    }
+
+    #[test]
+    fn a_prefix_put_first_keeps_the_page_within_its_limit() {
+        let names = |page: &ListObjectsPage| {
+            (
+                page.keys.iter().map(|listed| listed.key.clone()).collect::<Vec<_>>(),
+                page.common_prefixes.clone(),
+            )
+        };
+        let full = || ListObjectsPage {
+            keys: vec![key("c")],
+            common_prefixes: vec!["d/".into()],
+            ..Default::default()
+        };
+        let mut page = full();
+        put_first(&mut page, "b/".into(), 3);
+        assert_eq!(names(&page), (vec!["c".into()], vec!["b/".into(), "d/".into()]));
+        assert!(!page.more);
+        put_first(&mut page, "b/".into(), 3);
+        assert_eq!(page.common_prefixes.len(), 2, "once");
+        let mut page = full();
+        put_first(&mut page, "b/".into(), 2);
+        assert_eq!(names(&page), (vec!["c".into()], vec!["b/".into()]));
+        assert!(page.more);
+        let mut page = ListObjectsPage { keys: vec![key("c")], ..Default::default() };
+        put_first(&mut page, "b/".into(), 1);
+        assert_eq!(names(&page), (vec![], vec!["b/".into()]));
+        assert_eq!(last_of(&page).unwrap(), "b/");
     }
 
     #[test]

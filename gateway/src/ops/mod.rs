@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use holdfast_client::{Cluster, Error as ClusterError, PutError};
 use holdfast_proto::id::{BucketId, VersionId};
-use holdfast_proto::meta::{Body, Bucket, BucketState};
+use holdfast_proto::meta::{Body, Bucket, BucketState, Refusal};
 use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response};
 
@@ -29,7 +29,8 @@ use crate::inflight::Inflight;
 use crate::sigv4::{Authorization, ChunkSigner};
 use crate::ticket::Ticket;
 
-/// What every operation works with.
+/// What every operation works with. Cheap to clone.
+#[derive(Clone)]
 pub(crate) struct Store {
     cluster: Cluster,
     region: String,
@@ -63,6 +64,8 @@ impl Store {
     /// What to do with a stored body whose commit failed. Only when it is certain that nothing owns it is it removed.
     async fn commit_failed(&self, body: &Body, failure: ClusterError) -> S3Error {
         let certain = match &failure {
+            // These do not fence the write: a late copy of the command could still be applied.
+            ClusterError::Refused { refusal: Refusal::StaleBucket | Refusal::NoSuchBucket, .. } => false,
             ClusterError::Refused { .. } => true,
             ClusterError::Unavailable { unknown, .. } => !unknown,
             ClusterError::Lost { .. } | ClusterError::Invalid { .. } | ClusterError::Internal { .. } => false,

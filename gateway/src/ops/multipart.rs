@@ -8,13 +8,14 @@ use std::sync::Arc;
 use holdfast_client::{StoredBody, WriteIntent};
 use holdfast_proto::id::{PartNumber, UploadId};
 use holdfast_proto::meta::{self, Bucket, CompletePart, CompleteUpload, Part, Upload};
+use md5::{Digest as _, Md5};
 use s3s::dto::*;
 use s3s::{S3Request, S3Response};
 
 use super::{Store, bucket_id, caller, decoder, put_failed, ticket, version_shown};
 use crate::body::{Declared, Digests, UploadBody, verify_xml};
 use crate::checksum::{self, Algorithm, Value};
-use crate::condition::preconditions;
+use crate::condition::write_preconditions;
 use crate::error::{self, S3Error, S3ErrorCode, S3Result, invalid_argument, invalid_request, refuse};
 use crate::headers::{Given, storage_class};
 use crate::name::check_key;
@@ -277,6 +278,7 @@ pub(super) async fn complete(
     verify_xml(&md5_alone, &ticket(&request)?.take_xml(), false)?;
     let input = request.input;
     check_key(&input.key)?;
+    let conditions = write_preconditions(input.if_match.as_ref(), input.if_none_match.as_ref())?;
     let id = upload_id(&input.upload_id)?;
     let given = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
     if given.is_empty() || given.len() > holdfast_proto::limits::PARTS_MAX as usize {
@@ -321,16 +323,26 @@ pub(super) async fn complete(
             store.cluster.get_upload(&bucket, input.key.as_bytes(), id).await.map_err(error::cluster)?;
         check_against_upload(&upload, whole.as_ref(), kind)?;
     }
+    let etag = whole_etag(&parts);
     let command = CompleteUpload {
         key: input.key.clone().into(),
         upload: id.to_wire(),
         parts,
-        conditions: Some(preconditions(input.if_match.as_ref(), input.if_none_match.as_ref())),
+        conditions: Some(conditions),
         checksum: whole,
         object_size,
         ..Default::default()
     };
-    let committed = store.cluster.complete_upload(&bucket, command).await.map_err(error::cluster)?;
+    let committed = match store.cluster.complete_upload(&bucket, command).await {
+        Ok(committed) => committed,
+        Err(failure) if failure.refusal() == Some(meta::Refusal::NoSuchUpload) => {
+            match completed_before(store, &bucket, &input.key, id, etag.as_deref()).await {
+                Some(committed) => committed,
+                None => return Err(error::cluster(failure)),
+            }
+        }
+        Err(failure) => return Err(error::cluster(failure)),
+    };
     let sums = checksum::shown(&committed.checksums);
     Ok(S3Response::new(CompleteMultipartUploadOutput {
         location: Some(format!("/{}/{}", input.bucket, input.key)),
@@ -346,6 +358,41 @@ pub(super) async fn complete(
         version_id: version_shown(committed.versioned, committed.null, &committed.version),
         ..Default::default()
     }))
+}
+
+/// The ETag that a completion of these parts makes; `None` when one of theirs is no MD5.
+fn whole_etag(parts: &[CompletePart]) -> Option<String> {
+    let mut md5 = Md5::new();
+    for part in parts {
+        let mut raw = [0; 16];
+        hex::decode_to_slice(&part.etag, &mut raw).ok()?;
+        md5.update(raw);
+    }
+    Some(format!("{}-{}", hex::encode(md5.finalize()), parts.len()))
+}
+
+/// The object that this very upload became, when the first answer was lost on its way and the client asks again.
+async fn completed_before(
+    store: &Store,
+    bucket: &Bucket,
+    key: &str,
+    id: UploadId,
+    etag: Option<&str>,
+) -> Option<meta::Committed> {
+    let key = bytes::Bytes::copy_from_slice(key.as_bytes());
+    let query = meta::GetObject { key, no_parts: true, ..Default::default() };
+    let found = store.cluster.get_object(bucket, query).await.ok()?;
+    let version = found.version?;
+    let is_it = version.multipart.as_ref().is_some_and(|of| of.upload == id.to_wire());
+    (is_it && etag == Some(version.etag.as_str())).then(|| meta::Committed {
+        version: found.version_id,
+        null: version.null,
+        versioned: found.versioned,
+        etag: version.etag,
+        modified_ms: version.modified_ms,
+        checksums: version.checksums,
+        size: version.size,
+    })
 }
 
 /// A completion must not speak of another kind of checksum than its upload.
@@ -413,6 +460,14 @@ mod tests {
         assert_eq!(claim(Some("y/Q5Jg==")).unwrap().unwrap().r#type(), meta::ChecksumType::None);
         assert!(claim(Some("y/Q5Jg==-x")).is_err());
         assert!(claim(Some("AAAA")).is_err());
+    }
+
+    #[test]
+    fn a_whole_etag_is_the_md5_of_the_parts_md5s() {
+        let part = |etag: &str| CompletePart { part: 1, etag: etag.to_owned(), checksums: Vec::new() };
+        let empty = "d41d8cd98f00b204e9800998ecf8427e";
+        assert_eq!(whole_etag(&[part(empty)]).as_deref(), Some("59adb24ef3cdbe0297f05b395827453f-1"));
+        assert_eq!(whole_etag(&[part("x")]), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use s3s::{S3Request, S3Response};
 use super::{Store, bucket_id, caller, decoder, put_failed, ticket, version_shown};
 use crate::body::{Declared, UploadBody};
 use crate::checksum::{self, Value};
-use crate::condition::preconditions;
+use crate::condition::write_preconditions;
 use crate::error::{S3ErrorCode, S3Result, refuse};
 use crate::headers::{Given, storage_class};
 use crate::name::check_key;
@@ -24,6 +24,7 @@ pub(super) async fn put(
     let decoder = decoder(&request, &declared)?;
     let input = request.input;
     check_key(&input.key)?;
+    let conditions = write_preconditions(input.if_match.as_ref(), input.if_none_match.as_ref())?;
     let bucket = store.bucket(&input.bucket, caller, input.expected_bucket_owner.as_deref()).await?;
     let class = storage_class(&store.cluster, input.storage_class.as_ref().map(StorageClass::as_str))?;
     let headers = Given {
@@ -63,7 +64,6 @@ pub(super) async fn put(
         begin_hlc: stored.begin.get(),
         ..Default::default()
     };
-    let conditions = preconditions(input.if_match.as_ref(), input.if_none_match.as_ref());
     let committed =
         store.cluster.put_object(&bucket, input.key.as_bytes(), version, conditions, stored.missed).await;
     let committed = match committed {
