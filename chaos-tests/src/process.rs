@@ -20,9 +20,9 @@ use crate::wait;
 /// Kills the group `$0` and, once it is gone, removes the directory `$1`.
 const WATCHDOG: &str = r#"
 read _
-kill -KILL -- "-$0" 2>/dev/null
+kill -KILL "-$0" 2>/dev/null
 tries=0
-while kill -0 -- "-$0" 2>/dev/null && [ $tries -lt 100 ]; do sleep 0.05; tries=$((tries + 1)); done
+while kill -0 "-$0" 2>/dev/null && [ $tries -lt 100 ]; do sleep 0.05; tries=$((tries + 1)); done
 [ -z "$1" ] || rm -rf -- "$1"
 "#;
 
@@ -156,4 +156,21 @@ fn build() -> anyhow::Result<PathBuf> {
     let output = cargo.stdin(Stdio::null()).output()?;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(profile_dir.join("holdfast"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_group_leaves_no_process_and_no_file() {
+        let group = Group::new().unwrap();
+        let dir = group.dir().to_owned();
+        let mut child = group.spawn(Command::new("sleep").arg("1000"), "log").unwrap();
+        assert!(runs(child.id()));
+        drop(group);
+        assert!(!runs(child.id()));
+        child.wait().unwrap();
+        assert!(!dir.exists());
+    }
 }

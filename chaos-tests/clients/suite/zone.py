@@ -87,8 +87,12 @@ class Zone:
 
     def environment(self):
         """What the AWS CLI needs to know."""
+        # Version 1 of the CLI still presigns with signature version 2 unless told otherwise.
+        config = self.dir / "aws-config"
+        config.write_text("[default]\ns3 =\n  signature_version = s3v4\n  addressing_style = path\n")
         env = {
             **os.environ,
+            "AWS_CONFIG_FILE": str(config),
             "AWS_ACCESS_KEY_ID": self.ready["access_key"],
             "AWS_SECRET_ACCESS_KEY": self.ready["secret_key"],
             "AWS_DEFAULT_REGION": REGION,
