@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 
 use crate::wait;
 
@@ -78,9 +78,13 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
+        // Reaped here first: the watchdog would wait for a zombie that only we can reap.
+        if let Some(leader) = i32::try_from(self.anchor.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+        let _ = self.anchor.wait();
         drop(self.watchdog.stdin.take());
         let _ = self.watchdog.wait();
-        let _ = self.anchor.wait();
     }
 }
 
