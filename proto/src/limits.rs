@@ -67,8 +67,10 @@ pub const H2_FRAME_BYTES: u32 = 1 << 20;
 pub const H2_WINDOW_BYTES: u32 = 8 << 20;
 
 const _: () = assert!(SHARD_BYTES_MAX.is_multiple_of(BLOCK_BYTES), "a full shard is whole blocks");
-const _: () =
-    assert!(EC_SHARD_BYTES_MIN.is_multiple_of(BLOCK_BYTES), "the smallest erasure-coded shard is whole blocks");
+const _: () = assert!(
+    EC_SHARD_BYTES_MIN.is_multiple_of(BLOCK_BYTES),
+    "the smallest erasure-coded shard is whole blocks"
+);
 const _: () =
     assert!(SHARD_BYTES_MAX + (64 << 10) < MESSAGE_BYTES_MAX, "a shard and its envelope fit a message");
 const _: () =
