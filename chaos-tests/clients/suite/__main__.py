@@ -1,4 +1,5 @@
 import pathlib
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,9 @@ def main(binary, words):
     print(f"real clients: {passed} passed, {len(failed)} failed")
     return 1 if failed or not passed else 0
 
+
+# A terminated run still ends its zone.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 binary, *words = sys.argv[1:]
 if words[:1] == ["sync-under-fire"]:
