@@ -92,10 +92,11 @@ impl<K: Kv> Session<'_, K> {
             Claim::Owned(_) => return wire::malformed("the write belongs to something else"),
         }
         self.check_age(command)?;
-        bucket::check_writable(&bucket)?;
-        find(self.kv, spot, upload)?;
         if given.size > PUT_BYTES_MAX {
             return refuse(Refusal::ObjectTooLarge, format!("a part of {} bytes", given.size));
+        }
+        if let Err(stop) = bucket::check_writable(&bucket).and_then(|()| find(self.kv, spot, upload)) {
+            return self.give_up(place, write, stop);
         }
 
         let mut counters = self.counters(id, spot.slot)?;

@@ -38,16 +38,10 @@ impl<K: Kv> Session<'_, K> {
             Claim::Owned(owner) => return self.put_again(spot, &owner),
         }
         self.check_age(command)?;
-        let none = Preconditions::default();
-        let conditions = op.conditions.as_ref().unwrap_or(&none);
-        bucket::check_generation(&bucket, conditions.bucket_generation)?;
-        bucket::check_writable(&bucket)?;
-        if given.size > OBJECT_BYTES_MAX {
-            return refuse(Refusal::ObjectTooLarge, format!("{} bytes", given.size));
-        }
-        let current = version::current(self.kv, spot)?;
-        condition::check(conditions, current.as_ref())?;
-
+        let current = match self.may_put(&bucket, spot, op, given.size) {
+            Ok(current) => current,
+            Err(stop) => return self.give_up(place, write, stop),
+        };
         let version = Version {
             null: bucket.versioning() != Versioning::Enabled,
             modified_ms: self.hlc.ms(),
@@ -63,6 +57,20 @@ impl<K: Kv> Session<'_, K> {
         };
         self.own(place, write, &owner, body, &op.missed);
         Ok(version::committed(version_id, &version))
+    }
+
+    /// The `cur` row as it is, when the put is allowed.
+    fn may_put(&self, bucket: &Bucket, spot: Spot<'_>, op: &PutObject, size: u64) -> Step<Option<Listed>> {
+        let none = Preconditions::default();
+        let conditions = op.conditions.as_ref().unwrap_or(&none);
+        bucket::check_generation(bucket, conditions.bucket_generation)?;
+        bucket::check_writable(bucket)?;
+        if size > OBJECT_BYTES_MAX {
+            return refuse(Refusal::ObjectTooLarge, format!("{size} bytes"));
+        }
+        let current = version::current(self.kv, spot)?;
+        condition::check(conditions, current.as_ref())?;
+        Ok(current)
     }
 
     /// The answer of a PUT that was committed before, from the version it made.

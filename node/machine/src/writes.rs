@@ -16,7 +16,7 @@ use holdfast_proto::meta::{
 use crate::Halt;
 use crate::key;
 use crate::kv::Kv;
-use crate::row::{self, Step, refuse};
+use crate::row::{self, Step, Stop, refuse};
 use crate::session::Session;
 use crate::wire;
 
@@ -69,6 +69,20 @@ impl<K: Kv> Session<'_, K> {
                 let key = key::of_write(key::WRT, place.bucket, place.slot, write);
                 Err(row::corrupt(&key, "no owner").into())
             }
+        }
+    }
+
+    /// A commit was refused, so its sender deletes the body: fences the write, or a copy of the same command that comes
+    /// late could find its conditions met and commit a body that is gone. A repeat gets the same refusal. Not after
+    /// STALE_BUCKET, which asks the sender to refresh and come again.
+    pub(crate) fn give_up(&mut self, place: Place, write: WriteId, stop: Stop) -> Step<Outcome> {
+        match stop {
+            Stop::Refused(refusal, detail) if refusal != Refusal::StaleBucket => {
+                let outcome = row::refused_outcome(refusal, detail);
+                self.retire(place, write, Some(outcome.clone()))?;
+                Ok(outcome)
+            }
+            stop => Err(stop),
         }
     }
 

@@ -78,6 +78,34 @@ fn deleting_refuses_writes_and_can_be_taken_back() {
     machine.done(Op::DeleteObject(delete));
 }
 
+/// The sender of a refused commit deletes the body: a copy of it that comes late must not commit what is gone.
+#[test]
+fn a_refused_commit_is_refused_for_ever() {
+    let mut machine = Machine::new(PARTITION);
+    machine.done(put_bucket(bucket(1, 1, Versioning::Off)));
+    let first = put_op(&mut machine, "k", 5000);
+    machine.done(first);
+    let write = machine.number();
+    let mut op = put(machine.now_ms, write, b"k", 5000);
+    op.conditions.get_or_insert_default().if_none_match = vec!["*".into()];
+    let refused = machine.command(Op::PutObject(op));
+    assert_eq!(machine.apply(&refused).refusal(), Refusal::PreconditionFailed);
+    machine.done(Op::DeleteObject(DeleteObject {
+        bucket: bucket_id(),
+        key: "k".into(),
+        ..Default::default()
+    }));
+    assert_eq!(machine.apply(&refused).refusal(), Refusal::PreconditionFailed, "a late copy");
+    machine.now_ms += DEDUP_WINDOW_MS + 2_000;
+    let again = put_op(&mut machine, "k", 5000);
+    machine.done(again);
+    assert_eq!(
+        machine.apply(&refused).refusal(),
+        Refusal::RequestTooOld,
+        "the fence is forgotten after that"
+    );
+}
+
 #[test]
 fn dropping_frees_uploads_and_late_pushers_do_not_bring_it_back() {
     let mut machine = Machine::new(PARTITION);

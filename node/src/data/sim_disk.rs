@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -77,22 +77,30 @@ struct State {
 
 /// See the module. Clones share the disk.
 #[derive(Debug, Clone)]
-pub(super) struct SimDisk(Arc<Mutex<State>>);
+pub(super) struct SimDisk(Arc<Mutex<State>>, Arc<Mutex<()>>);
 
 impl SimDisk {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(State {
-            files: BTreeMap::new(),
-            locks: BTreeSet::new(),
-            boot: 1,
-            life: 1,
-            dead: false,
-            plan: None,
-            seen: 0,
-            syncs: 0,
-            punched: 0,
-            space: Space { capacity: 1 << 40, free: 1 << 40 },
-        })))
+        Self(
+            Arc::new(Mutex::new(State {
+                files: BTreeMap::new(),
+                locks: BTreeSet::new(),
+                boot: 1,
+                life: 1,
+                dead: false,
+                plan: None,
+                seen: 0,
+                syncs: 0,
+                punched: 0,
+                space: Space { capacity: 1 << 40, free: 1 << 40 },
+            })),
+            Arc::default(),
+        )
+    }
+
+    /// Until this is dropped, every sync waits.
+    pub(super) fn hold_syncs(&self) -> MutexGuard<'_, ()> {
+        self.1.lock()
     }
 
     /// `trouble` befalls the operation after `skip` more of the kind.
@@ -360,6 +368,7 @@ impl DiskFile for Handle {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let _turn = self.disk.1.lock();
         self.with(Some(On::Sync), |file, whole| {
             if !whole {
                 file.given_up.append(&mut file.dirty);
