@@ -141,6 +141,19 @@ async fn a_repeated_completion_gets_the_same_answer() {
 }
 
 #[tokio::test]
+async fn so_does_a_repeated_completion_with_a_checksum() {
+    let s3 = client();
+    let bucket = s3.bucket("multipart").await;
+    let upload = Upload::create(&s3, &bucket, "twice").await;
+    let part = upload.part(1, "only").await;
+    let complete = || upload.complete(&[(1, part.clone())]).header("x-amz-mp-object-size", "4");
+    let complete = || complete().header("x-amz-checksum-type", "FULL_OBJECT");
+    let first = complete().expect(200).await.tree();
+    let second = complete().expect(200).await.tree();
+    assert_eq!(first.get("ETag"), second.get("ETag"));
+}
+
+#[tokio::test]
 async fn parts_are_listed_in_pages() {
     let s3 = client();
     let bucket = s3.bucket("multipart").await;

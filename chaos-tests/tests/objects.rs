@@ -424,6 +424,35 @@ async fn presigned_urls_read_and_write() {
 }
 
 #[tokio::test]
+async fn a_presigned_url_that_names_an_algorithm_gets_its_checksum() {
+    let s3 = client();
+    let bucket = s3.bucket("presigned").await;
+    let put = s3.put(&bucket, "a", "123456789").query("x-amz-sdk-checksum-algorithm", "CRC32");
+    assert_eq!(put.send_to(&put.presign(60)).await.unwrap().status, 200);
+    let head = s3.call("HEAD", &bucket, "a").header("x-amz-checksum-mode", "ENABLED").expect(200).await;
+    assert_eq!(head.header("x-amz-checksum-crc32"), "y/Q5Jg==");
+}
+
+#[tokio::test]
+async fn the_length_of_an_xml_object_is_known_before_it_is_read() {
+    let s3 = client();
+    let bucket = s3.bucket("xml").await;
+    s3.put(&bucket, "a", "<a/>").header("content-type", "application/xml").expect(200).await;
+    assert_eq!(s3.call("HEAD", &bucket, "a").expect(200).await.header("content-length"), "4");
+}
+
+/// Clients exist that take a connection's next answer for part of one that came without a 100.
+#[tokio::test]
+async fn an_answer_that_was_not_preceded_by_a_100_ends_its_connection() {
+    let s3 = client();
+    let bucket = s3.bucket("expect").await;
+    let empty = s3.put(&bucket, "a", "").header("expect", "100-continue").expect(200).await;
+    assert_eq!(empty.header("connection"), "close");
+    let full = s3.put(&bucket, "a", "x").header("expect", "100-continue").expect(200).await;
+    assert_eq!(full.header("connection"), "");
+}
+
+#[tokio::test]
 async fn every_answer_has_a_request_id_of_its_own() {
     let s3 = client();
     let bucket = s3.bucket("requests").await;

@@ -17,9 +17,9 @@ use crate::shard;
 const SHARDS_PER_REQUEST: usize = 1000;
 
 impl Cluster {
-    /// Deletes a body that was refused by its commit: best effort. Never after a commit whose outcome is unknown. The
-    /// work goes on in the background when the future is dropped.
-    pub async fn discard(&self, body: &Body) {
+    /// Deletes a body that was refused by its commit, in the background: best effort. Never after a commit whose outcome
+    /// is unknown.
+    pub fn discard(&self, body: &Body) {
         let layout = match Layout::of(body) {
             Ok(layout) => layout,
             Err(error) => {
@@ -30,10 +30,7 @@ impl Cluster {
         let Some((write, geometry)) = layout.coded() else { return };
         let stripes: Vec<(u32, PgId)> = layout.stripes().collect();
         let inner = self.inner.clone();
-        let work =
-            self.inner.tasks.spawn(async move { delete_stripes(&inner, &write, &geometry, stripes).await });
-        // A panic in there is the tracker's to log; the shards are the reconciler's.
-        let _ = work.await;
+        self.inner.tasks.spawn(async move { delete_stripes(&inner, &write, &geometry, stripes).await });
     }
 }
 

@@ -372,10 +372,10 @@ async fn what_is_discarded_is_deleted() {
     let large = put(&zone, &body(9 * MIB)).await.unwrap();
     let small = put(&zone, &body(9000)).await.unwrap();
     assert_eq!(zone.shards(), 18 + 3);
-    zone.cluster.discard(&large.body).await;
-    assert_eq!(zone.shards(), 3);
-    zone.cluster.discard(&small.body).await;
-    assert_eq!(zone.shards(), 0);
+    zone.cluster.discard(&large.body);
+    eventually("the large one is deleted", || zone.shards() == 3).await;
+    zone.cluster.discard(&small.body);
+    eventually("the small one is deleted", || zone.shards() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

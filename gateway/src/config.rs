@@ -36,7 +36,7 @@ impl GatewayConfig {
             region: region.into(),
             domains: Vec::new(),
             realm_key,
-            inflight_bytes: 256 << 20,
+            inflight_bytes: 512 << 20,
             inflight_wait: Duration::from_secs(5),
             tls: None,
             connections_max: 4096,

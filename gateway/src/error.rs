@@ -63,26 +63,35 @@ fn retry_later(code: S3ErrorCode, message: &'static str, retry_after_ms: u32) ->
 
 /// What the cluster said, as S3 says it. Logs what an operator has to see; a client's own mistakes are not logged here.
 pub(crate) fn cluster(error: ClusterError) -> S3Error {
+    log(&error);
+    unlogged(error)
+}
+
+/// Logs what an operator should know of.
+pub(crate) fn log(error: &ClusterError) {
+    match error {
+        ClusterError::Refused { .. } => {}
+        ClusterError::Unavailable { unknown, detail, .. } => {
+            tracing::warn!(detail, unknown, "the cluster is unavailable for this request");
+        }
+        ClusterError::Lost { detail } => tracing::error!(detail, "object data is lost"),
+        ClusterError::Invalid { detail } => tracing::warn!(detail, "the cluster client refused a call"),
+        ClusterError::Internal { detail } => tracing::error!(detail, "internal error"),
+    }
+}
+
+/// As [`cluster`], for one of many failures whose first was logged.
+pub(crate) fn unlogged(error: ClusterError) -> S3Error {
     match error {
         ClusterError::Refused { refusal, detail } => refused(refusal, &detail),
-        ClusterError::Unavailable { retry_after_ms, unknown, detail } => {
-            tracing::warn!(detail, unknown, "the cluster is unavailable for this request");
-            retry_later(
-                S3ErrorCode::ServiceUnavailable,
-                "the service is unavailable, please retry",
-                retry_after_ms,
-            )
-        }
-        ClusterError::Lost { detail } => {
-            tracing::error!(detail, "object data is lost");
-            refuse(S3ErrorCode::InternalError, "the object's data cannot be read")
-        }
-        ClusterError::Invalid { detail } => {
-            tracing::warn!(detail, "the cluster client refused a call");
-            refuse(S3ErrorCode::InvalidRequest, "the request cannot be served")
-        }
-        ClusterError::Internal { detail } => {
-            tracing::error!(detail, "internal error");
+        ClusterError::Unavailable { retry_after_ms, .. } => retry_later(
+            S3ErrorCode::ServiceUnavailable,
+            "the service is unavailable, please retry",
+            retry_after_ms,
+        ),
+        ClusterError::Lost { .. } => refuse(S3ErrorCode::InternalError, "the object's data cannot be read"),
+        ClusterError::Invalid { .. } => refuse(S3ErrorCode::InvalidRequest, "the request cannot be served"),
+        ClusterError::Internal { .. } => {
             refuse(S3ErrorCode::InternalError, "we encountered an internal error, please try again")
         }
     }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::{Frame, SizeHint};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use s3s::service::S3Service;
@@ -44,6 +44,8 @@ struct Inner {
     s3: S3Service,
     domains: Domains,
     inflight: Inflight,
+    /// How long the next piece of a document may take.
+    idle: Duration,
     host_id: HeaderValue,
 }
 
@@ -56,11 +58,11 @@ enum Level {
 }
 
 impl Guard {
-    pub(crate) fn new(s3: S3Service, domains: Domains, inflight: Inflight) -> Self {
+    pub(crate) fn new(s3: S3Service, domains: Domains, inflight: Inflight, idle: Duration) -> Self {
         let host_id = hex::encode(rand::random::<[u8; 24]>());
         let host_id =
             HeaderValue::from_str(&host_id).unwrap_or_else(|_| HeaderValue::from_static("holdfast"));
-        Self { inner: Arc::new(Inner { s3, domains, inflight, host_id }) }
+        Self { inner: Arc::new(Inner { s3, domains, inflight, idle, host_id }) }
     }
 
     async fn answer(self, request: Request<Incoming>) -> Response<GuardedBody> {
@@ -69,7 +71,9 @@ impl Guard {
         let method = request.method().clone();
         let uri = request.uri().clone();
         let expects = request.headers().contains_key(header::EXPECT);
-        let span = tracing::info_span!("s3", request_id = ticket.tag.as_str());
+        let nothing_to_expect =
+            expects && request.body().is_end_stream() && request.version() <= Version::HTTP_11;
+        let span = tracing::error_span!("s3", request_id = ticket.tag.as_str());
         let response = self.serve(request, &ticket).instrument(span).await;
         let mut response = self.finish(response, &method, uri.path(), &ticket);
         // A client that waits for 100-continue has sent nothing; HTTP/2 resets the stream by itself.
@@ -78,6 +82,11 @@ impl Guard {
                 Some(rest) if !expects => drain(rest).await,
                 _ => {}
             }
+        }
+        // RFC 9110 10.1.1 lets a server leave out the 100 where there is no content. The AWS CLI (v1) takes the answer
+        // well, and the status line of the connection's next answer for a header: it then waits for ever.
+        if nothing_to_expect {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let entry = Entry::new(ticket, method, uri, response.status(), started);
         response.body_mut().entry = Some(entry);
@@ -118,7 +127,12 @@ impl Guard {
                 let (claimed, room) = self.admit_xml(&head.headers).await?;
                 digest = claimed;
                 head.extensions.insert(Arc::new(room));
-                let captured = Captured { inner: incoming, ticket: ticket.clone() };
+                let captured = Captured {
+                    inner: incoming,
+                    ticket: ticket.clone(),
+                    patience: self.inner.idle,
+                    stalled: None,
+                };
                 s3s::Body::http_body_unsync(captured)
             }
             _ => s3s::Body::from(incoming),
@@ -154,7 +168,9 @@ impl Guard {
             Some(host) => host.to_str().unwrap_or_default(),
             None => request.uri().authority().map_or("", |authority| authority.as_str()),
         };
-        level(self.inner.domains.bucket(host).is_some(), request.uri().path())
+        // The library splits what is decoded: `/bucket%2Fkey` is an object.
+        let path = percent_encoding::percent_decode_str(request.uri().path()).decode_utf8_lossy();
+        level(self.inner.domains.bucket(host).is_some(), &path)
     }
 
     /// Ids on everything, errors with what S3 puts into them, no body where HTTP has none.
@@ -167,7 +183,8 @@ impl Guard {
     ) -> Response<GuardedBody> {
         let (mut head, mut body) = response.into_parts();
         let is_xml = head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/xml");
-        if is_xml && let Some(document) = body.bytes() {
+        // The answer to a HEAD has the length of what GET would send.
+        if is_xml && let Some(document) = body.bytes().filter(|document| !document.is_empty()) {
             let failed = head.status.is_client_error() || head.status.is_server_error();
             let mended = match failed {
                 true => {
@@ -274,24 +291,37 @@ impl hyper::service::Service<Request<Incoming>> for Guard {
 struct Captured {
     inner: Incoming,
     ticket: Arc<Ticket>,
+    patience: Duration,
+    /// Runs while the next piece is awaited.
+    stalled: Option<Pin<Box<tokio::time::Sleep>>>,
 }
+
+/// The client stopped in the middle of a document.
+#[derive(Debug, thiserror::Error)]
+#[error("the document's next piece did not come in time")]
+struct Stalled;
 
 impl http_body::Body for Captured {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = s3s::StdError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
+    ) -> Poll<Option<Result<Frame<Bytes>, s3s::StdError>>> {
+        let Poll::Ready(polled) = Pin::new(&mut self.inner).poll_frame(cx) else {
+            let patience = self.patience;
+            let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+            return stalled.as_mut().poll(cx).map(|()| Some(Err(Stalled.into())));
+        };
+        self.stalled = None;
+        if let Some(Ok(frame)) = &polled
             && let Some(data) = frame.data_ref()
         {
             self.ticket.add_bytes_in(data.len() as u64);
             self.ticket.push_xml(data.clone());
         }
-        polled
+        Poll::Ready(polled.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {

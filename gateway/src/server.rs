@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_client::Cluster;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use s3s::config::{S3Config, StaticConfigProvider};
@@ -56,11 +56,12 @@ pub async fn serve(
     cancel: CancellationToken,
 ) -> Result<(), GatewayError> {
     let address = listener.local_addr()?;
-    let server = Arc::new(Server::new(cluster, &config));
     let connections = Arc::new(Semaphore::new(config.connections_max));
     let graceful = GracefulShutdown::new();
     let tasks = TaskTracker::new();
     let abort = CancellationToken::new();
+    let streams = Streams { tasks: tasks.clone(), abort: abort.clone() };
+    let server = Arc::new(Server::new(cluster, &config, streams));
     tracing::info!(%address, region = config.region, tls = config.tls.is_some(), "the S3 gateway serves");
     loop {
         let accepted = tokio::select! {
@@ -103,17 +104,36 @@ async fn accept(
     }
 }
 
+/// Runs the streams of HTTP/2 connections as tasks of the listener, which ends them with itself.
+#[derive(Clone)]
+struct Streams {
+    tasks: TaskTracker,
+    abort: CancellationToken,
+}
+
+impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let abort = self.abort.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = abort.cancelled() => {}
+                _ = stream => {}
+            }
+        });
+    }
+}
+
 struct Server {
-    http: auto::Builder<TokioExecutor>,
+    http: auto::Builder<Streams>,
     guard: Guard,
     tls: Option<TlsAcceptor>,
     idle_timeout: Duration,
 }
 
 impl Server {
-    fn new(cluster: Cluster, config: &GatewayConfig) -> Self {
+    fn new(cluster: Cluster, config: &GatewayConfig, streams: Streams) -> Self {
         Self {
-            http: http(config),
+            http: http(config, streams),
             guard: guard(cluster, config),
             tls: tls(config),
             idle_timeout: config.idle_timeout,
@@ -146,8 +166,8 @@ impl Server {
     }
 }
 
-fn http(config: &GatewayConfig) -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
+fn http(config: &GatewayConfig, streams: Streams) -> auto::Builder<Streams> {
+    let mut http = auto::Builder::new(streams);
     http.http1().timer(TokioTimer::new()).header_read_timeout(config.header_timeout).half_close(false);
     http.http2()
         .timer(TokioTimer::new())
@@ -188,5 +208,5 @@ fn guard(cluster: Cluster, config: &GatewayConfig) -> Guard {
     builder.set_access(auth.clone());
     builder.set_host(domains.clone());
     builder.set_route(IgnoredRange::new(inner.build(), auth));
-    Guard::new(builder.build(), domains, inflight)
+    Guard::new(builder.build(), domains, inflight, config.idle_timeout)
 }

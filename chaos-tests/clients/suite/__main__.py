@@ -6,7 +6,7 @@ import time
 import traceback
 
 from . import boto_checksums, boto_listings, boto_multipart, boto_objects, cli  # noqa: F401, they register checks
-from . import sync_under_fire
+from . import printed_lines, sync_under_fire
 from .checks import CHECKS
 from .zone import Context, Zone
 
@@ -29,6 +29,17 @@ def main(binary, words):
                     print(f"FAIL {zone_name} {name}\n{traceback.format_exc()}", flush=True)
             if failed:
                 print(f"--- end of the {zone_name} zone's log\n{zone.log_tail()}")
+    for tls in (False, True):
+        name = "printed lines" + (" tls" if tls else "")
+        if not all(word in name for word in words):
+            continue
+        try:
+            printed_lines.run(binary, tls)
+            passed += 1
+            print(f"ok   {name}", flush=True)
+        except Exception:
+            failed.append(name)
+            print(f"FAIL {name}\n{traceback.format_exc()}", flush=True)
     for name in failed:
         print(f"failed: {name}")
     print(f"real clients: {passed} passed, {len(failed)} failed")

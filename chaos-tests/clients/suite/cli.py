@@ -4,6 +4,7 @@ import filecmp
 import os
 import pathlib
 import subprocess
+import time
 import uuid
 
 import urllib3
@@ -78,6 +79,29 @@ def sync_there_and_back(c):
     c.aws("s3", "sync", "--delete", "tree", f"s3://{c.bucket}/tree", "--quiet")
     keys = c.keys()
     assert "tree/new file" in keys and "tree/empty file" not in keys
+
+
+@check
+def empty_files_among_others(c):
+    """On one connection: what is answered without a 100 must not spoil the next answer."""
+    tree = c.dir / "mixed"
+    tree.mkdir()
+    for number in range(60):
+        (tree / f"{number:02}").write_bytes(b"x" * (number % 3) * 5000)
+    begun = time.monotonic()
+    c.aws("s3", "sync", "mixed", f"s3://{c.bucket}/mixed", "--quiet")
+    # A client that waits for the rest of an answer does so for a minute.
+    assert time.monotonic() - begun < 50
+    equal(len(c.keys(Prefix="mixed/")), 60)
+
+
+@check
+def documents_named_xml(c):
+    (c.dir / "a.xml").write_bytes(b"<a/>" * 700)
+    c.aws("s3", "cp", "a.xml", f"s3://{c.bucket}/a.xml", "--content-type", "application/xml")
+    equal(c.head("a.xml")["ContentLength"], 2800)
+    c.aws("s3", "cp", f"s3://{c.bucket}/a.xml", "b.xml")
+    equal((c.dir / "b.xml").read_bytes(), b"<a/>" * 700)
 
 
 @check

@@ -184,7 +184,7 @@ pub(super) async fn object(
         .await;
     let committed = match committed {
         Ok(committed) => committed,
-        Err(failure) => return Err(store.commit_failed(&stored.body, failure).await),
+        Err(failure) => return Err(store.commit_failed(&stored.body, failure)),
     };
     let sums = checksum::shown(&checksums);
     Ok(S3Response::new(CopyObjectOutput {

@@ -120,11 +120,15 @@ pub(super) async fn many(
         ));
     }
     let mut results = store.cluster.delete_objects(&bucket, commands).await;
+    // One fault may befall many keys.
+    if let Some(failure) = results.iter().find_map(|result| result.as_ref().err()) {
+        error::log(failure);
+    }
     let mut done = Vec::new();
     let mut errors = Vec::new();
     for (object, outcome) in objects.into_iter().zip(outcomes) {
         let result = outcome.and_then(|place| match results.get_mut(place) {
-            Some(result) => std::mem::replace(result, Ok(Deleted::default())).map_err(error::cluster),
+            Some(result) => std::mem::replace(result, Ok(Deleted::default())).map_err(error::unlogged),
             None => Err(refuse(S3ErrorCode::InternalError, "a key got no answer")),
         });
         match result {

@@ -289,7 +289,7 @@ async fn open_body(store: &Store, found: &ObjectFound, bytes: Range<u64>, size: 
     let room = store.inflight.enter(left).await?;
     let mut reader = store.cluster.read_object(found, bytes);
     reader.first().await.map_err(error::cluster)?;
-    Ok(s3s::Body::http_body_unsync(ObjectBody { reader, left, _room: room }))
+    Ok(s3s::Body::http_body_unsync(ObjectBody { reader, left, _room: room, span: tracing::Span::current() }))
 }
 
 pub(super) async fn head(
@@ -353,6 +353,8 @@ struct ObjectBody {
     reader: BodyReader,
     left: u64,
     _room: Room,
+    /// The request's, which is over when the body is sent.
+    span: tracing::Span,
 }
 
 impl http_body::Body for ObjectBody {
@@ -370,7 +372,9 @@ impl http_body::Body for ObjectBody {
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Poll::Ready(Some(Err(failure))) => {
-                tracing::error!(%failure, left = self.left, "an object broke off while it was being sent");
+                self.span.in_scope(|| {
+                    tracing::error!(%failure, left = self.left, "an object broke off while it was being sent");
+                });
                 Poll::Ready(Some(Err(failure)))
             }
             Poll::Ready(None) => Poll::Ready(None),

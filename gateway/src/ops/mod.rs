@@ -62,7 +62,7 @@ impl Store {
     }
 
     /// What to do with a stored body whose commit failed. Only when it is certain that nothing owns it is it removed.
-    async fn commit_failed(&self, body: &Body, failure: ClusterError) -> S3Error {
+    fn commit_failed(&self, body: &Body, failure: ClusterError) -> S3Error {
         let certain = match &failure {
             // These do not fence the write: a late copy of the command could still be applied.
             ClusterError::Refused { refusal: Refusal::StaleBucket | Refusal::NoSuchBucket, .. } => false,
@@ -71,7 +71,7 @@ impl Store {
             ClusterError::Lost { .. } | ClusterError::Invalid { .. } | ClusterError::Internal { .. } => false,
         };
         if certain {
-            self.cluster.discard(body).await;
+            self.cluster.discard(body);
         }
         error::cluster(failure)
     }

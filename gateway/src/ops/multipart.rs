@@ -187,7 +187,7 @@ pub(super) async fn commit_part(
         .await;
     match committed {
         Ok(()) => Ok(()),
-        Err(failure) => Err(store.commit_failed(&stored.body, failure).await),
+        Err(failure) => Err(store.commit_failed(&stored.body, failure)),
     }
 }
 
@@ -319,9 +319,12 @@ pub(super) async fn complete(
         .transpose()?;
     let bucket = store.bucket(&input.bucket, caller, input.expected_bucket_owner.as_deref()).await?;
     if whole.is_some() || kind.is_some() {
-        let upload =
-            store.cluster.get_upload(&bucket, input.key.as_bytes(), id).await.map_err(error::cluster)?;
-        check_against_upload(&upload, whole.as_ref(), kind)?;
+        match store.cluster.get_upload(&bucket, input.key.as_bytes(), id).await {
+            Ok(upload) => check_against_upload(&upload, whole.as_ref(), kind)?,
+            // It may have been completed before: the command will tell.
+            Err(failure) if failure.refusal() == Some(meta::Refusal::NoSuchUpload) => {}
+            Err(failure) => return Err(error::cluster(failure)),
+        }
     }
     let etag = whole_etag(&parts);
     let command = CompleteUpload {

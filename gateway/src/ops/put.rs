@@ -10,9 +10,10 @@ use super::{Store, bucket_id, caller, decoder, put_failed, ticket, version_shown
 use crate::body::{Declared, UploadBody};
 use crate::checksum::{self, Value};
 use crate::condition::write_preconditions;
-use crate::error::{S3ErrorCode, S3Result, refuse};
+use crate::error::{S3ErrorCode, S3Result, invalid_request, refuse};
 use crate::headers::{Given, storage_class};
 use crate::name::check_key;
+use crate::surface::query_value;
 
 pub(super) async fn put(
     store: &Store,
@@ -22,6 +23,15 @@ pub(super) async fn put(
     let ticket = ticket(&request)?;
     let declared = Declared::from_headers(&request.headers)?;
     let decoder = decoder(&request, &declared)?;
+    // A presigned URL may name an algorithm whose value does not come: it is computed and stored.
+    let named = request.uri.query().and_then(|query| query_value(query, "x-amz-sdk-checksum-algorithm"));
+    let named = named.map(checksum::named).transpose()?;
+    if let (Some(named), Some(sent)) = (named, declared.algorithm())
+        && named != sent
+    {
+        return Err(invalid_request("Value for x-amz-sdk-checksum-algorithm header is invalid."));
+    }
+    let also = named.filter(|_| declared.algorithm().is_none());
     let input = request.input;
     check_key(&input.key)?;
     let conditions = write_preconditions(input.if_match.as_ref(), input.if_none_match.as_ref())?;
@@ -47,7 +57,7 @@ pub(super) async fn put(
         storage_class: class,
         headers: Some(headers.clone()),
     };
-    let mut source = UploadBody::new(ticket, declared, decoder, None, store.idle);
+    let mut source = UploadBody::new(ticket, declared, decoder, also, store.idle);
     let stored = store.cluster.put_body(intent, &mut source).await.map_err(put_failed)?;
     let digests = source.digests().ok_or_else(|| {
         refuse(S3ErrorCode::InternalError, "the body was stored before it had been verified")
@@ -68,7 +78,7 @@ pub(super) async fn put(
         store.cluster.put_object(&bucket, input.key.as_bytes(), version, conditions, stored.missed).await;
     let committed = match committed {
         Ok(committed) => committed,
-        Err(failure) => return Err(store.commit_failed(&stored.body, failure).await),
+        Err(failure) => return Err(store.commit_failed(&stored.body, failure)),
     };
     let sums = checksum::shown(&checksums);
     Ok(S3Response::new(PutObjectOutput {

@@ -115,3 +115,12 @@ fn broken_toml_is_one_fault() {
     assert_eq!(faults.len(), 1);
     assert!(faults[0].message.starts_with("not TOML"), "{faults:?}");
 }
+
+#[test]
+fn a_variable_turns_no_role_on() {
+    let text = GOOD.split("[meta]").next().unwrap();
+    let env = [("HOLDFAST_META_DOWN_AFTER", "3s"), ("HOLDFAST_GATEWAY_LISTEN", "127.0.0.1:1")];
+    let config = with_env(&format!("{text}[gateway]\n"), &env).unwrap();
+    assert!(config.meta.is_none() && config.data.is_none());
+    assert_eq!(config.gateway.unwrap().listen, "127.0.0.1:1");
+}

@@ -121,8 +121,8 @@ section!(
         listen: String = "127.0.0.1:9000".to_owned(),
         /// Host names whose subdomains are buckets (virtual-host style).
         domains: Vec<String> = Vec::new(),
-        /// Object bytes in memory at one time, over all requests.
-        inflight_bytes: Size = Size::mib(96),
+        /// Object bytes in memory at one time, over all requests: 6 MiB for each large one.
+        inflight_bytes: Size = Size::mib(512),
         /// PEM certificate chain; with `tls_key`, S3 is served over TLS.
         tls_cert: Option<PathBuf> = None,
         /// PEM private key.

@@ -1,8 +1,12 @@
 //! `HOLDFAST_<SECTION>_<KEY>` variables over the file: `HOLDFAST_NODE_LISTEN=0.0.0.0:7070`.
+//!
+//! A role is on where the file has its section; a variable changes the role's keys and never turns it on, so that one
+//! environment serves nodes of all roles.
 
 use super::ConfigFault;
 
 const SECTIONS: [&str; 5] = ["node", "log", "meta", "data", "gateway"];
+const ROLES: [&str; 3] = ["meta", "data", "gateway"];
 
 /// Lays every matching variable over `table`. A value is TOML where it parses as TOML (`true`, `3`, `["a"]`), else text.
 pub(super) fn apply(
@@ -18,6 +22,9 @@ pub(super) fn apply(
         else {
             continue;
         };
+        if ROLES.contains(&section) && !table.contains_key(section) {
+            continue;
+        }
         let entry = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
         match entry.as_table_mut() {
             Some(section) => drop(section.insert(key.to_owned(), value_of(&value))),

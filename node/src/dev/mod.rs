@@ -150,8 +150,9 @@ async fn run_in_process(
             let result =
                 async { NodeRuntime::start(config, env, stop.clone()).await?.run(stop.clone()).await }.await;
             // A node that ends on its own ends the zone; one that was stopped while it waited did as told.
+            let told = stop.is_cancelled();
             ended.cancel();
-            if stop.is_cancelled() && result.is_err() { Ok(()) } else { result }
+            if told && result.is_err() { Ok(()) } else { result }
         });
     }
     let mut result = tokio::select! {

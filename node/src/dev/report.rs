@@ -8,6 +8,10 @@ use serde_json::json;
 use super::state::DevState;
 use super::{DevArgs, certs};
 
+/// What clients of the AWS CLI's kind have to be told: in this region several presign with the retired signature version 2
+/// by default, and a region of the user's own configuration is not this zone's.
+const AWS_CONFIG: &str = "[default]\nregion = us-east-1\ns3 =\n  signature_version = s3v4\n";
+
 /// Prints that the zone is ready. `pid` gives the process of a node by name, `ids` node ids by gRPC address.
 ///
 /// # Errors
@@ -68,11 +72,14 @@ fn help(state: &DevState, args: &DevArgs) -> anyhow::Result<String> {
     } else {
         String::new()
     };
+    let config = dir.join("aws-config");
+    std::fs::write(&config, AWS_CONFIG)?;
     let data = state.nodes.iter().filter(|node| node.is("data")).count();
     Ok(format!(
         "Zone {} is ready: 3 meta nodes, {data} data node{}, 1 gateway; data in {}\n\n  \
          S3 endpoint  {url}\n  access key   {}\n  secret key   {}\n\nPaste:\n\n\
-         export AWS_ENDPOINT_URL={url} AWS_REGION=us-east-1 AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={}{trust}\n\
+         export AWS_CONFIG_FILE={} AWS_ENDPOINT_URL={url} AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1 \
+         AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={}{trust}\n\
          aws s3 mb s3://first && aws s3 cp README.md s3://first/\n\
          aws s3 ls s3://first/\n\n\
          `holdfast status` shows the zone. Ctrl-C stops it; the same command brings it back.",
@@ -81,6 +88,7 @@ fn help(state: &DevState, args: &DevArgs) -> anyhow::Result<String> {
         dir.display(),
         state.access_key,
         state.secret_key,
+        shell(&config.display().to_string()),
         shell(&state.access_key),
         shell(&state.secret_key),
     ))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use holdfast_client::Cluster;
 use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::admin_server::Admin;
@@ -21,6 +22,8 @@ use crate::node::contact::{Contact, FORWARDED, MAP_BYTES_MAX, forwarded};
 
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE: u32 = 1000;
+/// Buckets whose counters are asked for at one time.
+const COUNTED_AT_ONCE: usize = 32;
 
 /// The service of one node.
 #[derive(Debug, Clone)]
@@ -73,11 +76,15 @@ async fn buckets(cluster: &Cluster) -> Result<AdminListBucketsResponse, Fault> {
     loop {
         let page = cluster.list_buckets(None, "", &after, PAGE).await.map_err(unavailable)?;
         let more = page.more;
-        for bucket in page.buckets {
-            after.clone_from(&bucket.name);
-            let counters = count(cluster, &bucket).await?;
-            response.buckets.push(BucketStatus { bucket: Some(bucket), counters: Some(counters) });
+        if let Some(last) = page.buckets.last() {
+            after.clone_from(&last.name);
         }
+        let counted = page.buckets.into_iter().map(|bucket| async move {
+            let counters = count(cluster, &bucket).await?;
+            Ok::<_, Fault>(BucketStatus { bucket: Some(bucket), counters: Some(counters) })
+        });
+        let counted = futures::stream::iter(counted).buffered(COUNTED_AT_ONCE);
+        response.buckets.append(&mut counted.try_collect::<Vec<_>>().await?);
         if !more {
             return Ok(response);
         }
