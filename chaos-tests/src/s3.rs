@@ -1,6 +1,6 @@
 //! A small S3 client that hides nothing: every header, digest, signature and byte of a request can be set, and wrong.
 //!
-//! Path style, HTTP/1.1 with keep-alive, over TCP or TLS. It never retries: what a server answered is what a test sees.
+//! Path style unless a call names a host, HTTP/1.1 with keep-alive or HTTP/2, over TCP or TLS. It never retries: what a server answered is what a test sees.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -12,7 +12,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -23,18 +24,23 @@ use crate::xml::Element;
 
 /// Longer than any answer should take on a busy machine in the dev profile.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// Protocols as TLS names them (ALPN).
+const HTTP_1: &[u8] = b"http/1.1";
+const HTTP_2: &[u8] = b"h2";
 
 /// One endpoint and one identity, with its idle connections. They belong to the runtime that opened them.
 #[derive(Clone)]
 pub struct S3 {
     inner: Arc<Inner>,
+    /// One connection for every call, when they go over HTTP/2.
+    h2: Option<http2::SendRequest<Full<Bytes>>>,
     pub credentials: Credentials,
 }
 
 struct Inner {
     host: String,
     addr: SocketAddr,
-    tls: Option<tokio_rustls::TlsConnector>,
+    tls: Option<rustls::ClientConfig>,
     idle: std::sync::Mutex<Vec<SendRequest<Full<Bytes>>>>,
 }
 
@@ -49,18 +55,31 @@ impl S3 {
     pub fn new(url: &str, ca: Option<&[u8]>, credentials: Credentials) -> anyhow::Result<Self> {
         let (tls, host) = match url.split_once("://") {
             Some(("http", host)) => (None, host),
-            Some(("https", host)) => (Some(tls_connector(ca.context("a CA for https")?)?), host),
+            Some(("https", host)) => (Some(tls_config(ca.context("a CA for https")?)?), host),
             _ => bail!("no http or https URL: {url}"),
         };
         let host = host.trim_end_matches('/').to_owned();
         let addr = host.parse().with_context(|| format!("an address and port: {host}"))?;
         let inner = Inner { host, addr, tls, idle: std::sync::Mutex::default() };
-        Ok(Self { inner: Arc::new(inner), credentials })
+        Ok(Self { inner: Arc::new(inner), h2: None, credentials })
     }
 
     /// The same endpoint under other credentials.
     pub fn with_credentials(&self, credentials: Credentials) -> Self {
-        Self { inner: self.inner.clone(), credentials }
+        Self { credentials, ..self.clone() }
+    }
+
+    /// The same endpoint over one HTTP/2 connection, with prior knowledge or as TLS agrees, which all calls share.
+    pub async fn http2(&self) -> anyhow::Result<Self> {
+        let io = TokioIo::new(self.connect(HTTP_2).await.context("connecting")?);
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+        tokio::spawn(connection);
+        Ok(Self { h2: Some(sender), ..self.clone() })
+    }
+
+    /// The port of the endpoint.
+    pub fn port(&self) -> u16 {
+        self.inner.addr.port()
     }
 
     /// A call on the service itself, a bucket (`key` empty) or an object.
@@ -82,6 +101,7 @@ impl S3 {
             path: path.into(),
             query: Vec::new(),
             headers: Vec::new(),
+            host: self.inner.host.clone(),
             body: Bytes::new(),
             payload: Payload::Signed,
             at: OffsetDateTime::now_utc(),
@@ -137,7 +157,7 @@ impl S3 {
     /// Sends exactly these bytes on a new connection, optionally ends the sending side, and returns all that comes
     /// back until the server closes or falls silent for `quiet`.
     pub async fn raw(&self, request: &[u8], end: bool, quiet: Duration) -> anyhow::Result<Vec<u8>> {
-        let mut stream = self.connect().await?;
+        let mut stream = self.connect(HTTP_1).await?;
         // A server may refuse and close before it has read everything.
         let sent = stream.write_all(request).await;
         if end {
@@ -157,13 +177,18 @@ impl S3 {
         Ok(answer)
     }
 
-    async fn connect(&self) -> anyhow::Result<Box<dyn Stream>> {
+    /// A new connection; over TLS the server has to agree to `protocol`.
+    async fn connect(&self, protocol: &[u8]) -> anyhow::Result<Box<dyn Stream>> {
         let stream = TcpStream::connect(self.inner.addr).await?;
         stream.set_nodelay(true)?;
-        Ok(match &self.inner.tls {
-            None => Box::new(stream),
-            Some(tls) => Box::new(tls.connect(self.inner.addr.ip().into(), stream).await?),
-        })
+        let Some(tls) = &self.inner.tls else { return Ok(Box::new(stream)) };
+        let mut tls = tls.clone();
+        tls.alpn_protocols = vec![protocol.to_vec()];
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+        let stream = connector.connect(self.inner.addr.ip().into(), stream).await?;
+        let agreed = stream.get_ref().1.alpn_protocol();
+        anyhow::ensure!(agreed == Some(protocol), "the server agrees to {agreed:?}");
+        Ok(Box::new(stream))
     }
 
     async fn connection(&self) -> anyhow::Result<SendRequest<Full<Bytes>>> {
@@ -174,7 +199,7 @@ impl S3 {
                 return Ok(sender);
             }
         }
-        let io = TokioIo::new(self.connect().await.context("connecting")?);
+        let io = TokioIo::new(self.connect(HTTP_1).await.context("connecting")?);
         let (sender, connection) = http1::handshake(io).await?;
         tokio::spawn(connection);
         Ok(sender)
@@ -184,18 +209,17 @@ impl S3 {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-fn tls_connector(ca: &[u8]) -> anyhow::Result<tokio_rustls::TlsConnector> {
+fn tls_config(ca: &[u8]) -> anyhow::Result<rustls::ClientConfig> {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca) {
         roots.add(certificate?)?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config).into())
+        .with_no_client_auth())
 }
 
 #[derive(Clone, Debug)]
@@ -220,6 +244,7 @@ pub struct Call {
     path: String,
     query: Vec<(String, String)>,
     headers: Vec<(String, String)>,
+    host: String,
     body: Bytes,
     payload: Payload,
     at: OffsetDateTime,
@@ -234,6 +259,12 @@ impl Call {
 
     pub fn header(mut self, name: &str, value: impl AsRef<str>) -> Self {
         self.headers.push((name.to_ascii_lowercase(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// The host that the request names and signs, instead of the endpoint's address.
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.host = host.into();
         self
     }
 
@@ -280,7 +311,7 @@ impl Call {
     pub fn presign(&self, seconds: u64) -> String {
         let signer = Signer::new(&self.s3.credentials, self.at);
         let mut headers = self.headers.clone();
-        headers.push(("host".into(), self.s3.inner.host.clone()));
+        headers.push(("host".into(), self.host.clone()));
         headers.sort();
         let mut query = self.query.clone();
         for (name, value) in [
@@ -304,7 +335,7 @@ impl Call {
         let query = sigv4::canonical_query(&self.query);
         let target = if query.is_empty() { self.path.clone() } else { format!("{}?{query}", self.path) };
         let mut headers = self.headers.clone();
-        headers.push(("host".into(), self.s3.inner.host.clone()));
+        headers.push(("host".into(), self.host.clone()));
         if self.sign == Sign::Anonymous {
             return (target, headers, self.body.clone());
         }
@@ -373,7 +404,7 @@ impl Call {
     /// Sends the body to a presigned path and query, with this call's own headers.
     pub async fn send_to(&self, presigned: &str) -> anyhow::Result<Answer> {
         let mut headers = self.headers.clone();
-        headers.push(("host".into(), self.s3.inner.host.clone()));
+        headers.push(("host".into(), self.host.clone()));
         tokio::time::timeout(DEADLINE, self.exchange(presigned, &headers, self.body.clone())).await?
     }
 
@@ -383,19 +414,42 @@ impl Call {
         headers: &[(String, String)],
         body: Bytes,
     ) -> anyhow::Result<Answer> {
-        let mut request = http::Request::builder().method(self.method).uri(target);
-        for (name, value) in headers {
+        let request = http::Request::builder().method(self.method);
+        let mut request = match &self.s3.h2 {
+            None => request.uri(target),
+            // HTTP/2 has no `Host` but an authority.
+            Some(_) => {
+                let scheme = if self.s3.inner.tls.is_some() { "https" } else { "http" };
+                request.version(http::Version::HTTP_2).uri(format!("{scheme}://{}{target}", self.host))
+            }
+        };
+        for (name, value) in headers.iter().filter(|(name, _)| self.s3.h2.is_none() || name != "host") {
             request = request.header(name, http::HeaderValue::from_bytes(value.as_bytes())?);
         }
         if body.is_empty() && matches!(self.method, "PUT" | "POST") {
             request = request.header("content-length", "0");
         }
-        let mut sender = self.s3.connection().await?;
-        let (parts, body) = sender.send_request(request.body(Full::new(body))?).await?.into_parts();
-        let body = body.collect().await?.to_bytes();
-        self.s3.inner.idle.lock().expect("no holder panics").push(sender);
-        let request = format!("{} {target}", self.method);
-        Ok(Answer { request, status: parts.status.as_u16(), headers: parts.headers, body })
+        let request = request.body(Full::new(body))?;
+        let (parts, body) = match self.s3.h2.clone() {
+            Some(mut sender) => {
+                let (parts, body) = sender.send_request(request).await?.into_parts();
+                (parts, body.collect().await?.to_bytes())
+            }
+            None => {
+                let mut sender = self.s3.connection().await?;
+                let (parts, body) = sender.send_request(request).await?.into_parts();
+                let body = body.collect().await?.to_bytes();
+                self.s3.inner.idle.lock().expect("no holder panics").push(sender);
+                (parts, body)
+            }
+        };
+        Ok(Answer {
+            request: format!("{} {target}", self.method),
+            version: parts.version,
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body,
+        })
     }
 
     /// Sends, and panics unless the answer has this status.
@@ -423,6 +477,7 @@ impl Call {
 #[derive(Clone)]
 pub struct Answer {
     request: String,
+    pub version: http::Version,
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Bytes,
