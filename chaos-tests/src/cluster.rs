@@ -3,6 +3,7 @@
 //! Nodes are killed, stopped, continued and brought back by `holdfast server -c` as an operator would; `restart` starts
 //! `dev` again on the same directory. Dropping a zone leaves no process and no file; so does a test binary's end.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -161,21 +162,60 @@ impl Zone {
         process::signal(node.pid, Signal::CONT);
     }
 
-    /// Brings a killed node back with `holdfast server -c` and waits until it listens.
+    /// Brings a killed node back with `holdfast server -c` and waits until the zone has it back: its new life is
+    /// registered and heard, the node says it is ready, and its targets are up.
     pub fn revive(&mut self, node: &Node) -> anyhow::Result<()> {
+        let former = self.incarnation(node).context("a node that status does not know")?;
         let log = format!("node-{}.log", node.id);
         let mut command = Command::new(binary());
         command.args(["server", "-c"]).arg(&node.config).stdout(Stdio::null());
+        let begun = Instant::now();
         let child = self.group.spawn(&mut command, &log)?;
         let pid = child.id();
         self.revived.push(child);
         let nodes = &mut self.ready.zones[0].nodes;
         nodes.iter_mut().find(|own| own.id == node.id).context("a node of another zone")?.pid = pid;
-        wait::until("a revived node to listen", START, || {
+        wait::until("a revived node to be part of the zone", START, || {
             assert!(process::runs(pid), "server ended: {}", self.group.log_tail(&log));
-            std::net::TcpStream::connect(node.addr).is_ok().then_some(())
+            let status = self.status().ok()?;
+            let row = row_of(&status, node)?;
+            // What was heard before this life began says nothing of it.
+            let silent = Duration::from_millis(row["silent_ms"].as_u64()?);
+            let heard = row["alive"] == true && silent < begun.elapsed();
+            let registered = row["incarnation"].as_u64()? > former;
+            let ready = process::http_get(row["admin"].as_str()?.parse().ok()?, "/health/ready").is_ok();
+            let targets = status["targets"].as_array()?.iter().filter(|target| target["node"] == node.id);
+            let up: Vec<bool> =
+                targets.map(|target| target["state"] == "up" && target["writable"] == true).collect();
+            let serves = up.iter().all(|up| *up) && up.is_empty() != node.is("data");
+            (heard && registered && ready && serves).then_some(())
         });
         Ok(())
+    }
+
+    /// How often a node has started, as the zone knows it.
+    fn incarnation(&self, node: &Node) -> Option<u64> {
+        wait::until("the zone to answer", START, || {
+            let status = self.status().ok()?;
+            Some(row_of(&status, node).and_then(|row| row["incarnation"].as_u64()))
+        })
+    }
+
+    /// Waits until `status` says that a killed node is silent and, for a data node, that its targets are down.
+    pub fn until_missed(&self, node: &Node) {
+        wait::until("a dead node to be missed", START, || {
+            let status = self.status().ok()?;
+            let silent = row_of(&status, node)?["alive"] == false;
+            let mut targets = status["targets"].as_array()?.iter().filter(|target| target["node"] == node.id);
+            (silent && targets.all(|target| target["state"] == "down")).then_some(())
+        });
+    }
+
+    /// The codes that `status` shows under health.
+    pub fn health(&self) -> anyhow::Result<BTreeSet<String>> {
+        let status = self.status()?;
+        let codes = status["health"].as_array().context("health in status")?;
+        Ok(codes.iter().filter_map(|code| code["code"].as_str().map(str::to_owned)).collect())
     }
 
     /// `kill -9` of every process at once.
@@ -244,15 +284,14 @@ impl Zone {
     pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let status = self.status()?;
         let nodes = status["nodes"].as_array().context("nodes in status")?;
-        let mut sum = 0.0;
-        for node in nodes {
-            let Ok(addr) = node["admin"].as_str().unwrap_or_default().parse() else { continue };
-            // A node that is down has no metrics.
-            let Ok(text) = process::http_get(addr, "/metrics") else { continue };
-            let lines = text.lines().filter(|line| line.starts_with(name));
-            sum += lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>();
-        }
-        Ok(sum)
+        // A node that is down has no metrics.
+        Ok(nodes.iter().filter_map(|node| scrape(node, name).ok()).sum())
+    }
+
+    /// The same on one node: what its process has counted since it started.
+    pub fn metric_of(&self, node: &Node, name: &str) -> anyhow::Result<f64> {
+        let status = self.status()?;
+        scrape(row_of(&status, node).context("a node that status does not know")?, name)
     }
 
     /// Runs `holdfast server -c` on a configuration until it ends by itself, and kills it when it does not.
@@ -285,6 +324,19 @@ impl Drop for Zone {
         }
         self.kill_all();
     }
+}
+
+/// A node's row in `status`.
+fn row_of<'s>(status: &'s serde_json::Value, node: &Node) -> Option<&'s serde_json::Value> {
+    status["nodes"].as_array()?.iter().find(|row| row["id"] == node.id)
+}
+
+/// The sum of a metric over its labels, from the admin address in a row of `status`.
+fn scrape(row: &serde_json::Value, name: &str) -> anyhow::Result<f64> {
+    let admin = row["admin"].as_str().unwrap_or_default().parse()?;
+    let text = process::http_get(admin, "/metrics")?;
+    let lines = text.lines().filter(|line| line.starts_with(name));
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
 }
 
 fn launch(group: &Group, options: &Options) -> anyhow::Result<(Child, Ready)> {

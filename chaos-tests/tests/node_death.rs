@@ -49,20 +49,41 @@ async fn reach(sync: &Sync, count: usize) {
     }
 }
 
-async fn survives(zone: &mut Zone, victim: &Node, what: &str) {
+/// A load goes on while a node dies, and reads back without it and with it.
+async fn survives(zone: &mut Zone, victim: &Node, what: &str) -> Sync {
     let s3 = zone.s3();
     let sync = load_and_break(&s3, files(250), || zone.kill(victim)).await;
     sync.verify(CONCURRENCY).await.unwrap_or_else(|error| panic!("{what} is down: {error:#}"));
-    zone.revive(victim).unwrap();
+    tokio::task::block_in_place(|| {
+        zone.until_missed(victim);
+        let gone = ["NODE_SILENT", "TARGET_DOWN"].map(|code| zone.health().unwrap().contains(code));
+        assert_eq!(gone, [true, victim.is("data")], "{what} is down");
+        zone.revive(victim).unwrap();
+        let gone = ["NODE_SILENT", "TARGET_DOWN"].map(|code| zone.health().unwrap().contains(code));
+        assert_eq!(gone, [false, false], "{what} is back");
+    });
     sync.verify(CONCURRENCY).await.unwrap_or_else(|error| panic!("{what} is back: {error:#}"));
+    sync
 }
 
+/// A data node that came back takes its part again: with the next one dead, each write needs all that are left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn any_one_data_node() {
+async fn any_one_data_node_and_then_another() {
     let _one = ONE_ZONE.lock().await;
     let mut zone = Zone::start(Options::default());
-    let victim = zone.nodes("data").remove(2);
-    survives(&mut zone, &victim, "a data node").await;
+    let (first, second) = (zone.nodes("data").remove(2), zone.nodes("data").remove(4));
+    let sync = survives(&mut zone, &first, "a data node").await;
+
+    let count = |zone: &Zone, name| zone.metric_of(&first, name).unwrap();
+    let read = count(&zone, "holdfast_data_shards_read_total");
+    let written = count(&zone, "holdfast_data_shards_written_total");
+    let later = survives(&mut zone, &second, "another data node").await;
+    assert!(count(&zone, "holdfast_data_shards_written_total") > written, "the first takes no writes");
+    // Everything of before as well: much of it lacks a shard on the one and on the other.
+    zone.kill(&second);
+    sync.verify(CONCURRENCY).await.unwrap_or_else(|error| panic!("the second is down again: {error:#}"));
+    later.verify(CONCURRENCY).await.unwrap_or_else(|error| panic!("the second is down again: {error:#}"));
+    assert!(count(&zone, "holdfast_data_shards_read_total") > read, "the first serves no reads");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,7 +93,9 @@ async fn any_one_meta_node_the_leader_included() {
     let leader = zone.leader();
     survives(&mut zone, &leader, "the leading meta node").await;
     let now_leading = zone.leader();
-    let follower = zone.nodes("meta").into_iter().find(|node| node.id != now_leading.id).unwrap();
+    // Not the one that came back, so that the majority that is left needs it.
+    let others = zone.nodes("meta").into_iter().filter(|node| node.id != now_leading.id);
+    let follower = others.filter(|node| node.id != leader.id).next_back().unwrap();
     survives(&mut zone, &follower, "a following meta node").await;
 }
 
