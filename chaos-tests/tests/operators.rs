@@ -480,6 +480,44 @@ fn a_zone_is_made_once() {
     assert!(stderr(&output).contains("[meta]"), "{}", stderr(&output));
 }
 
+#[test]
+fn credentials_and_token_may_be_chosen_beforehand() {
+    let site = Site::shared();
+    let init = |node: &Node, env: &[(&str, &str)]| {
+        let mut command = holdfast(&["zone", "init", "--json", "-c"]);
+        command.arg(&node.config).envs(env.iter().copied()).output().unwrap()
+    };
+    let access = ("HOLDFAST_ROOT_ACCESS_KEY", "CHOSEN");
+    let secret = ("HOLDFAST_ROOT_SECRET_KEY", "of-my-own-choice");
+    let mut node = site.stranger("first-meta.toml");
+    let refused = init(&node, &[access]);
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains(secret.0), "{}", stderr(&refused));
+
+    let token = ("HOLDFAST_NODE_JOIN_TOKEN", "agreed upon");
+    let made = init(&node, &[access, secret, token]);
+    let shown: Value = serde_json::from_slice(&made.stdout).unwrap();
+    assert_eq!(shown["access_key"], access.1);
+    assert_eq!(shown["secret_key"], secret.1);
+    assert_eq!(shown["join_token"], token.1);
+
+    // Its only meta node: it serves by itself, and says what is missing.
+    let mut child = node.start(&site.group);
+    wait::until("a zone of one node to be ready", START, || {
+        assert!(child.try_wait().unwrap().is_none(), "{}", site.group.log_tail(&node.log()));
+        node.ready().then_some(())
+    });
+    wait::until("status to say what is missing", START, || {
+        let output = holdfast(&["status", "--json", "-c"]).arg(&node.config).output().unwrap();
+        let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+        let codes = column(&status["health"], "code", text);
+        ["META_NOT_REPLICATED", "NO_PLACEMENT"].iter().all(|code| codes.contains(*code)).then_some(())
+    });
+    process::signal(child.id(), Signal::TERM);
+    let ended = wait::until("a node to end", START, || child.try_wait().unwrap());
+    assert!(ended.success(), "{ended}: {}", site.group.log_tail(&node.log()));
+}
+
 #[tokio::test]
 async fn a_second_gateway_joins_serves_and_ends_when_told() {
     let site = Site::shared();
