@@ -448,6 +448,23 @@ fn a_wrong_join_token_is_refused_in_one_line() {
 }
 
 #[test]
+fn a_node_that_means_another_zone_leaves_no_trace() {
+    let site = Site::shared();
+    let mut stranger = site.stranger("data.toml");
+    stranger.joins(site.nodes[0].listen, &site.join_token);
+    let mut file: toml::Table = std::fs::read_to_string(&stranger.config).unwrap().parse().unwrap();
+    file["node"]["zone"] = "elsewhere".into();
+    std::fs::write(&stranger.config, file.to_string()).unwrap();
+    let mut child = stranger.start(&site.group);
+    let ended = wait::until("a refused node to end", START, || child.try_wait().unwrap());
+    let log = site.group.log_tail(&stranger.log());
+    assert_eq!(ended.code(), Some(1), "{log}");
+    assert!(log.contains("node.zone says \"elsewhere\""), "{log}");
+    let listed = site.ask_json(&["node", "list"]);
+    assert!(!column(&listed, "host", text).contains(&stranger.name), "{listed}");
+}
+
+#[test]
 fn a_zone_is_made_once() {
     let site = Site::shared();
     // While it runs, and with nothing running.

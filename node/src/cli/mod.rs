@@ -79,7 +79,7 @@ struct InitArgs {
     #[arg(short, long)]
     config: PathBuf,
     /// gRPC addresses of the other meta nodes that are going to join
-    #[arg(long, value_delimiter = ',', value_name = "HOST:PORT")]
+    #[arg(long, value_delimiter = ',', value_name = "HOST:PORT", value_parser = address)]
     meta: Vec<String>,
     /// One JSON object on standard output
     #[arg(long)]
@@ -142,6 +142,13 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
 /// Questions need one thread.
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+fn address(text: &str) -> Result<String, String> {
+    match config::host_port(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("not host:port".to_owned()),
+    }
 }
 
 fn init(args: &InitArgs) -> anyhow::Result<()> {

@@ -19,7 +19,7 @@ use holdfast_proto::v1::Codec;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use units::{Size, Span};
-pub(crate) use validate::resolve;
+pub(crate) use validate::{host_port, resolve};
 
 /// What every section's struct derives: unknown keys are faults, and each key can be checked alone because all have
 /// defaults; what must be given is `validate`'s to say.

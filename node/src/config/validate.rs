@@ -168,7 +168,8 @@ impl Check<'_> {
     }
 }
 
-fn host_port(text: &str) -> Option<(&str, u16)> {
+/// The two halves of `host:port`.
+pub(crate) fn host_port(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
     (!host.is_empty() && port != 0).then_some((host, port))

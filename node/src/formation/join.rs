@@ -70,6 +70,7 @@ pub(crate) async fn first_join(
         targets: Vec::new(),
         nonce: Bytes::copy_from_slice(&nonce),
         realm: Bytes::new(),
+        zone_name: config.node.zone.clone(),
     };
     let answer = ask_until(contact, request, cancel).await?;
     let identity = Identity {
@@ -85,9 +86,6 @@ pub(crate) async fn first_join(
         founding: None,
     };
     let map = answer.map.unwrap_or_default();
-    if map.zone_name != config.node.zone {
-        anyhow::bail!("the seeds belong to zone {:?}; node.zone says {:?}", map.zone_name, config.node.zone);
-    }
     if identity.realm_key_array().is_none() || identity.node.zone() != ZoneId::new(identity.zone) {
         anyhow::bail!("the zone's answer makes no sense: node {} of zone {}", identity.node, identity.zone);
     }
@@ -112,6 +110,7 @@ pub(crate) async fn register(
         targets,
         nonce: Bytes::new(),
         realm: identity.realm.to_wire(),
+        zone_name: identity.zone_name.clone(),
     };
     ask_until(contact, request, cancel).await
 }

@@ -85,6 +85,10 @@ impl MembershipService {
         {
             return foreign("wrong join token");
         }
+        if request.zone_name != identity.zone_name {
+            let (ours, theirs) = (&identity.zone_name, &request.zone_name);
+            return foreign(&format!("the seeds belong to zone {ours:?}; node.zone says {theirs:?}"));
+        }
         let node = request.node.ok_or_else(|| Fault::new(FaultKind::Invalid, "a join without a node"))?;
         // Before the zone is made its group has a leader, but no rows to put a node into.
         head.read_map().await?;
