@@ -51,16 +51,26 @@ pub(crate) struct Faults {
 pub(crate) struct FakeTarget {
     pub shards: Mutex<BTreeMap<Vec<u8>, PutShard>>,
     pub faults: Mutex<Faults>,
+    /// This many puts are refused, at once.
+    pub refuse_puts: AtomicUsize,
     pub gets: AtomicUsize,
     pub bytes_sent: AtomicU64,
 }
 
 struct Served(Arc<FakeTarget>);
 
+/// Counts down; `false` at zero.
+fn take_one(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
 #[tonic::async_trait]
 impl Shards for Served {
     async fn put(&self, request: Request<PutShard>) -> Result<Response<PutShardDone>, Status> {
         let put = request.into_inner();
+        if take_one(&self.0.refuse_puts) {
+            return Err(Fault::new(FaultKind::FaultUnavailable, "as the test wants").into_status());
+        }
         let faults = self.0.faults.lock().clone();
         tokio::time::sleep(faults.put_delay).await;
         if let Some(kind) = faults.put_fault {
@@ -160,12 +170,7 @@ impl Meta for MetaNode {
         let group = GroupId::from_u64(request.group).expect("a group");
         self.0.proposals.fetch_add(1, Ordering::SeqCst);
         self.0.commands.lock().extend(request.commands.iter().cloned());
-        let dropped = self
-            .0
-            .drop_answers
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
-            .is_ok();
-        if dropped {
+        if take_one(&self.0.drop_answers) {
             return Err(Status::unavailable("the answer was lost"));
         }
         let script = self.0.outcome.lock();
@@ -296,6 +301,18 @@ impl FakeZone {
         small: Scheme,
         configure: impl FnOnce(&mut ClientConfig),
     ) -> Self {
+        Self::start_shaped(targets, width, scheme, small, |_| {}, configure).await
+    }
+
+    /// A zone whose map is changed by `shape` before anyone sees it.
+    pub(crate) async fn start_shaped(
+        targets: u32,
+        width: u32,
+        scheme: Scheme,
+        small: Scheme,
+        shape: impl FnOnce(&mut ClusterMap),
+        configure: impl FnOnce(&mut ClientConfig),
+    ) -> Self {
         let meta = Arc::new(FakeMeta::default());
         let mut map = ClusterMap {
             realm: RealmId::from_bytes(REALM).to_wire(),
@@ -361,11 +378,18 @@ impl FakeZone {
             .map(|id| Group { id: id.get(), voters: vec![1, 2, 3], ..Default::default() })
             .collect();
         meta.leader.store(1, Ordering::SeqCst);
+        shape(&mut map);
         *meta.map.lock() = map;
         let mut config = ClientConfig::new(meta_nodes.iter().map(|node| node.addr.to_string()).collect());
         configure(&mut config);
         let cluster = Cluster::connect(config, CancellationToken::new()).await.expect("the zone is up");
         Self { meta, targets: fakes, meta_nodes, data_nodes, cluster }
+    }
+
+    /// Another client of the zone.
+    pub(crate) async fn connect(&self) -> Cluster {
+        let seeds = self.meta_nodes.iter().map(|node| node.addr.to_string()).collect();
+        Cluster::connect(ClientConfig::new(seeds), CancellationToken::new()).await.expect("the zone is up")
     }
 
     pub(crate) fn faults(&self, target: usize, change: impl FnOnce(&mut Faults)) {
@@ -388,6 +412,19 @@ impl FakeZone {
         }
         stored.sort_unstable();
         stored
+    }
+
+    /// (stripe, index, target) of every shard, sorted.
+    pub(crate) fn placed(&self) -> Vec<(u32, u32, usize)> {
+        let mut placed = Vec::new();
+        for (number, target) in self.targets.iter().enumerate() {
+            for id in target.shards.lock().keys() {
+                let id = ShardId::from_slice(id).expect("a shard id");
+                placed.push((id.stripe, u32::from(id.index), number));
+            }
+        }
+        placed.sort_unstable();
+        placed
     }
 
     /// Closes a target's port. Connections that are open live on in this process: they fail every call.
