@@ -215,7 +215,7 @@ impl Cluster {
     }
 
     /// Proposes to a partition; when its copy of the bucket is older than the realm's (whoever pushed it died), pushes
-    /// it and tries once more.
+    /// it and tries once more. An error after that refusal is always uncertain: see [`uncertain`].
     pub(crate) async fn propose_healing(
         &self,
         bucket: &Bucket,
@@ -229,16 +229,18 @@ impl Cluster {
         if !outcomes.iter().any(stale) {
             return Ok(outcomes);
         }
-        let newest = self.fetch_bucket(GetBucket { id: bucket.id.clone(), ..Default::default() }).await?;
+        let get = GetBucket { id: bucket.id.clone(), ..Default::default() };
+        let newest = self.fetch_bucket(get).await.map_err(uncertain)?;
         self.inner.cache.buckets.forget(&bucket.name);
         if newest.state() != BucketState::BucketActive {
             return Ok(outcomes);
         }
-        self.push_rows(&newest).await?;
+        self.push_rows(&newest).await.map_err(uncertain)?;
         let (places, commands): (Vec<usize>, Vec<Command>) =
             again.into_iter().enumerate().filter(|(at, _)| stale(&outcomes[*at])).unzip();
         let mut outcomes = outcomes;
-        for (place, outcome) in places.into_iter().zip(self.propose(group, commands).await?) {
+        let healed = self.propose(group, commands).await.map_err(uncertain)?;
+        for (place, outcome) in places.into_iter().zip(healed) {
             outcomes[place] = outcome;
         }
         Ok(outcomes)
@@ -300,5 +302,22 @@ impl Cluster {
             answer::Ok::Account(account) => Ok(account),
             other => Err(unexpected_answer(&other)),
         }
+    }
+}
+
+/// What an error says of a command that was refused for an older copy of its bucket: that refusal does not fence a write, so
+/// a late copy of the command may still be applied once the newer copy is there.
+fn uncertain(error: Error) -> Error {
+    match error {
+        Error::Unavailable { retry_after_ms, detail, .. } => {
+            Error::Unavailable { retry_after_ms, unknown: true, detail }
+        }
+        // As uncertain as the refusal that came first.
+        Error::Refused { refusal: Refusal::NoSuchBucket | Refusal::StaleBucket, .. } => error,
+        Error::Refused { refusal, detail } => {
+            let detail = format!("the bucket's row was refused: {refusal:?} {detail}");
+            Error::Unavailable { retry_after_ms: 0, unknown: true, detail }
+        }
+        Error::Lost { .. } | Error::Invalid { .. } | Error::Internal { .. } => error,
     }
 }

@@ -191,7 +191,7 @@ impl Cluster {
         let answers = if is_small(&query) {
             self.inner.reads.call(&self.inner, group, vec![query], deadline).await?
         } else {
-            attempt_until::<Reads>(&self.inner, group, &[query], deadline).await?
+            attempt_until::<Reads>(&self.inner, group, &[query], deadline, &mut false).await?
         };
         answers.into_iter().next().ok_or_else(|| Error::internal("no answer to a query"))
     }

@@ -117,6 +117,8 @@ struct Waiting<C: Call> {
     items: Vec<C::Item>,
     bytes: usize,
     deadline: Instant,
+    /// An attempt whose outcome is not known was made already, in a batch that was then refused.
+    unknown: bool,
     reply: oneshot::Sender<Result<Vec<C::Reply>, Error>>,
 }
 
@@ -150,7 +152,7 @@ impl<C: Call> Lanes<C> {
             if state.waiting.len() >= LANE_WAITING_MAX {
                 return Err(Error::unavailable(format!("too many calls wait for {group}")));
             }
-            state.waiting.push_back(Waiting { items, bytes, deadline, reply });
+            state.waiting.push_back(Waiting { items, bytes, deadline, unknown: false, reply });
             let start = state.rpcs == 0
                 || (state.rpcs < LANE_RPCS_MAX && state.waiting.len() >= LANE_WAITING_PER_RPC * state.rpcs);
             state.rpcs += usize::from(start);
@@ -229,7 +231,8 @@ impl<C: Call> Lane<C> {
         let items: Vec<C::Item> =
             batch.iter_mut().flat_map(|waiting| std::mem::take(&mut waiting.items)).collect();
         let deadline = batch.iter().map(|waiting| waiting.deadline).max().unwrap_or_else(Instant::now);
-        match attempt_until::<C>(inner, self.group, &items, deadline).await {
+        let mut unknown = batch.iter().any(|waiting| waiting.unknown);
+        match attempt_until::<C>(inner, self.group, &items, deadline, &mut unknown).await {
             Ok(replies) => {
                 let mut replies = replies.into_iter();
                 for (waiting, count) in batch.into_iter().zip(counts) {
@@ -243,6 +246,7 @@ impl<C: Call> Lane<C> {
                 let mut items = items.into_iter();
                 for (waiting, count) in batch.iter_mut().zip(counts) {
                     waiting.items = items.by_ref().take(count).collect();
+                    waiting.unknown = unknown;
                 }
                 Some(batch)
             }
@@ -256,17 +260,19 @@ impl<C: Call> Lane<C> {
     }
 }
 
-/// Sends `items` to the group's leader until they are answered or the deadline has passed. Cancel-safe for reads; a
-/// proposal that is dropped may still be done.
+/// Sends `items` to the group's leader until they are answered or the deadline has passed. `unknown`: an attempt may have
+/// been done without an answer; true from before or from one of these. Cancel-safe for reads; a proposal that is dropped
+/// may still be done.
 pub(crate) async fn attempt_until<C: Call>(
     inner: &Inner,
     group: GroupId,
     items: &[C::Item],
     deadline: Instant,
+    unknown: &mut bool,
 ) -> Result<Vec<C::Reply>, Error> {
     let mut backoff = Backoff::until(deadline);
     let mut turn: usize = rand::random::<u8>().into();
-    let (mut unknown, mut hops) = (false, 0);
+    let mut hops = 0;
     let mut last: Option<Fault> = None;
     let count = items.len();
     while let Some(limit) = backoff.attempt(ATTEMPT_MAX) {
@@ -279,11 +285,12 @@ pub(crate) async fn attempt_until<C: Call>(
                         return Ok(replies);
                     }
                     Ok(replies) => {
+                        *unknown |= C::MUTATES;
                         return Err(Error::internal(format!("{} replies to {count} items", replies.len())));
                     }
                     Err(fault) => fault,
                 };
-                unknown |= C::MUTATES && fault.kind == FaultKind::FaultUnavailable;
+                *unknown |= C::MUTATES && fault.kind == FaultKind::FaultUnavailable;
                 if learn_leader(inner, group, node, &fault) && hops < 3 {
                     hops += 1;
                     continue;
@@ -292,7 +299,7 @@ pub(crate) async fn attempt_until<C: Call>(
             }
         };
         if !fault.is_retryable() {
-            return Err(Error::from_fault(&fault, unknown));
+            return Err(Error::from_fault(&fault, *unknown));
         }
         hops = 0;
         let pause = fault.retry_after_ms;
@@ -304,7 +311,7 @@ pub(crate) async fn attempt_until<C: Call>(
     }
     let detail = last.map_or_else(|| "no time was left for an attempt".to_owned(), |fault| fault.to_string());
     metrics::counter!("holdfast_client_group_calls_failed_total").increment(1);
-    Err(Error::Unavailable { retry_after_ms: 0, unknown, detail: format!("{group}: {detail}") })
+    Err(Error::Unavailable { retry_after_ms: 0, unknown: *unknown, detail: format!("{group}: {detail}") })
 }
 
 /// The believed leader, else the voters in turn.

@@ -171,6 +171,33 @@ async fn one_bad_command_does_not_fail_its_fellows() {
     }
 }
 
+// On one thread both calls wait in their lane before it is drained: they are one batch.
+#[tokio::test]
+async fn what_a_batch_may_have_done_is_not_forgotten_when_its_calls_go_alone() {
+    let zone = quick_zone().await;
+    let (meta, tries) = (Arc::downgrade(&zone.meta), std::sync::atomic::AtomicUsize::new(0));
+    *zone.meta.outcome.lock() = Some(Box::new(move |_, command| match &command.op {
+        Some(command::Op::DeleteObject(delete)) if delete.key == "bad" => {
+            if tries.fetch_add(1, Ordering::SeqCst) == 0 {
+                return Err(Fault::new(FaultKind::FaultUnavailable, "done, but not answered"));
+            }
+            // The calls that go alone now find nobody.
+            meta.upgrade().unwrap().leader.store(0, Ordering::SeqCst);
+            Err(Fault::new(FaultKind::Invalid, "a bad command"))
+        }
+        _ => Ok(Outcome::default()),
+    }));
+    let propose = |key: &'static str| {
+        let cluster = zone.cluster.clone();
+        async move { cluster.propose(partition(0), vec![delete_command(key)]).await }
+    };
+    propose("first").await.unwrap();
+    let (good, bad) = tokio::join!(propose("good"), propose("bad"));
+    for error in [good.unwrap_err(), bad.unwrap_err()] {
+        assert!(error.is_unknown(), "{error:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dropped_caller_takes_nobody_with_it() {
     let zone = zone().await;
@@ -244,6 +271,29 @@ async fn an_older_copy_of_a_bucket_is_healed() {
         .unwrap();
     assert_eq!(committed.etag, "e");
     assert!(pushed.load(Ordering::SeqCst));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_that_could_not_be_healed_may_have_been_done() {
+    // The group loses its leader after the refusal, or when the bucket's row was pushed.
+    for gone_after_push in [false, true] {
+        let zone = quick_zone().await;
+        let meta = Arc::downgrade(&zone.meta);
+        *zone.meta.outcome.lock() = Some(Box::new(move |_, command| {
+            let pushed = matches!(command.op, Some(command::Op::PutBucketRow(_)));
+            if pushed == gone_after_push {
+                meta.upgrade().unwrap().leader.store(0, Ordering::SeqCst);
+            }
+            let refusal = if pushed { Refusal::None } else { Refusal::StaleBucket };
+            Ok(Outcome { refusal: refusal.into(), ..Default::default() })
+        }));
+        let active = Answer { ok: Some(answer::Ok::Bucket(bucket())), ..Default::default() };
+        zone.meta.answers.lock().insert(kind(query::Of::GetBucket(GetBucket::default())), active);
+        let (bucket, none) = (bucket(), Preconditions::default());
+        let put = zone.cluster.put_object(&bucket, b"key", Version::default(), none, vec![]);
+        let error = put.await.unwrap_err();
+        assert!(error.is_unknown(), "a late copy of it may be applied: {error:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
