@@ -89,7 +89,10 @@ impl Call for Reads {
         queries: Vec<Query>,
     ) -> Result<Vec<Answer>, Status> {
         let response = client.read(ReadRequest { group: group.get(), queries }).await?.into_inner();
-        response.answers.iter().for_each(|answer| inner.view.saw(answer.hlc));
+        for answer in &response.answers {
+            inner.view.saw(answer.hlc);
+            inner.view.saw_group_hlc(group, answer.hlc);
+        }
         Ok(response.answers)
     }
 }
@@ -119,7 +122,16 @@ struct Waiting<C: Call> {
     deadline: Instant,
     /// An attempt whose outcome is not known was made already, in a batch that was then refused.
     unknown: bool,
-    reply: oneshot::Sender<Result<Vec<C::Reply>, Error>>,
+    reply: oneshot::Sender<Result<Replied<C::Reply>, Error>>,
+}
+
+/// What a call was answered.
+#[derive(Debug)]
+pub(crate) struct Replied<R> {
+    /// One for each item, in order.
+    pub(crate) replies: Vec<R>,
+    /// An attempt before the one that was answered may have been done, too.
+    pub(crate) unknown: bool,
 }
 
 impl<C: Call> Default for Lanes<C> {
@@ -143,7 +155,7 @@ impl<C: Call> Lanes<C> {
         group: GroupId,
         items: Vec<C::Item>,
         deadline: Instant,
-    ) -> Result<Vec<C::Reply>, Error> {
+    ) -> Result<Replied<C::Reply>, Error> {
         let (reply, answer) = oneshot::channel();
         let bytes = items.iter().map(Message::encoded_len).sum();
         let lane = self.lane(group);
@@ -238,7 +250,7 @@ impl<C: Call> Lane<C> {
                 for (waiting, count) in batch.into_iter().zip(counts) {
                     let mine = replies.by_ref().take(count).collect();
                     // The caller may have gone: its deadline is its own.
-                    let _ = waiting.reply.send(Ok(mine));
+                    let _ = waiting.reply.send(Ok(Replied { replies: mine, unknown }));
                 }
                 None
             }

@@ -23,8 +23,8 @@ use holdfast_proto::limits::{BLOCK_BYTES, MESSAGE_BYTES_MAX, SLOT_TABLE_LEN};
 use holdfast_proto::meta::meta_server::{Meta, MetaServer};
 use holdfast_proto::meta::{
     Answer, ClusterMap, Command, Group, GroupLeader, Node, NodeState, Outcome, PlacementGroup,
-    ProposeRequest, ProposeResponse, Query, ReadRequest, ReadResponse, StorageClass, Target, TargetState,
-    WatchEvent, WatchRequest,
+    ProposeRequest, ProposeResponse, Query, ReadRequest, ReadResponse, Refusal, StorageClass, Target,
+    TargetState, WatchEvent, WatchRequest, query,
 };
 use holdfast_proto::v1::{Codec, FaultKind, Scheme};
 use parking_lot::Mutex;
@@ -149,6 +149,24 @@ pub(crate) struct FakeMeta {
     /// Answers every query, when set.
     pub asked: Mutex<Option<Asked>>,
     pub realm_applied: AtomicU64,
+    /// What each group has applied, where it is not [`GROUP_HLC`].
+    pub group_hlcs: Mutex<HashMap<GroupId, u64>>,
+    /// How far the clock of the nodes is ahead of [`NODE_HLC`].
+    pub ahead: AtomicU64,
+}
+
+/// The clock of every node, and what groups have applied.
+pub(crate) const NODE_HLC: u64 = 1_000_000 << 16;
+pub(crate) const GROUP_HLC: u64 = 900_000 << 16;
+
+impl FakeMeta {
+    pub(crate) fn group_hlc(&self, group: GroupId) -> u64 {
+        self.group_hlcs.lock().get(&group).copied().unwrap_or(GROUP_HLC)
+    }
+
+    fn node_hlc(&self) -> u64 {
+        NODE_HLC + self.ahead.load(Ordering::SeqCst)
+    }
 }
 
 struct MetaNode(Arc<FakeMeta>, u64);
@@ -179,23 +197,30 @@ impl Meta for MetaNode {
             None => Ok(Outcome::default()),
         });
         let outcomes = outcomes.collect::<Result<_, _>>().map_err(Fault::into_status)?;
-        Ok(Response::new(ProposeResponse { outcomes, hlc: 5 << 16 }))
+        Ok(Response::new(ProposeResponse { outcomes, hlc: self.0.node_hlc() }))
     }
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<ReadResponse>, Status> {
         self.check_leader()?;
         self.0.reads.fetch_add(1, Ordering::SeqCst);
         let ReadRequest { group, queries } = request.into_inner();
-        if let Some(asked) = &*self.0.asked.lock() {
-            let group = GroupId::from_u64(group).expect("a group");
-            let answers = queries.iter().map(|query| asked(group, query)).collect();
-            return Ok(Response::new(ReadResponse { answers }));
-        }
+        let group = GroupId::from_u64(group).expect("a group");
+        let hlc = self.0.group_hlc(group);
+        let asked = self.0.asked.lock();
         let scripted = self.0.answers.lock();
-        let name = |query: &Query| format!("{:?}", query.of.as_ref().map(std::mem::discriminant));
-        let answers =
-            queries.iter().map(|query| scripted.get(&name(query)).cloned().unwrap_or_default()).collect();
-        Ok(Response::new(ReadResponse { answers }))
+        let answers = queries.iter().map(|query| {
+            // How a client asks for the time alone.
+            if matches!(&query.of, Some(query::Of::GetBucketRow(get)) if get.bucket.as_ref() == [0; 16]) {
+                return Answer { refusal: Refusal::NoSuchBucket.into(), hlc, ..Default::default() };
+            }
+            let name = format!("{:?}", query.of.as_ref().map(std::mem::discriminant));
+            let answer = match &*asked {
+                Some(asked) => asked(group, query),
+                None => scripted.get(&name).cloned().unwrap_or_default(),
+            };
+            Answer { hlc, ..answer }
+        });
+        Ok(Response::new(ReadResponse { answers: answers.collect() }))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchEvent, Status>> + Send>>;
@@ -219,7 +244,7 @@ impl Meta for MetaNode {
                 let generation = map.generation;
                 let event = WatchEvent {
                     map: (generation > have).then_some(map),
-                    hlc: 1_000 << 16,
+                    hlc: meta.node_hlc(),
                     realm_applied: meta.realm_applied.load(Ordering::SeqCst),
                     leaders,
                     free: vec![],
