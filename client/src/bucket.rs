@@ -18,6 +18,7 @@ use holdfast_proto::meta::{
 use crate::cluster::{Cluster, random_bytes};
 use crate::error::Error;
 use crate::object::{accept, unexpected, unexpected_answer};
+use crate::propose::fresh;
 
 /// Proposals that free the uploads of one dropped bucket.
 const DROP_ROUNDS_MAX: u32 = 1000;
@@ -171,7 +172,7 @@ impl Cluster {
 
     /// Proposes to the realm; the bucket as it is now, where the outcome has one.
     async fn realm_bucket(&self, op: command::Op) -> Result<Option<Bucket>, Error> {
-        let outcomes = self.propose(GroupId::REALM, vec![self.command(op)]).await?;
+        let outcomes = self.propose(GroupId::REALM, vec![fresh(op)]).await?;
         let outcome = outcomes.into_iter().next().ok_or_else(|| Error::internal("no outcome"))?;
         match accept(outcome)? {
             Some(outcome::Ok::Bucket(bucket)) => Ok(Some(bucket)),
@@ -197,7 +198,7 @@ impl Cluster {
     ) -> Result<(), Error> {
         let partitions = self.map().partitions_of_bucket(bucket)?;
         let calls = partitions.into_iter().map(|(group, _)| {
-            let command = self.command(op.clone());
+            let command = fresh(op.clone());
             async move {
                 let outcomes = self.propose(group, vec![command]).await?;
                 match outcomes.into_iter().next().map(accept) {
@@ -215,30 +216,32 @@ impl Cluster {
     }
 
     /// Proposes to a partition; when its copy of the bucket is older than the realm's (whoever pushed it died), pushes
-    /// it and tries once more.
+    /// it and tries once more. An error after that refusal is always uncertain: see [`uncertain`].
     pub(crate) async fn propose_healing(
         &self,
         bucket: &Bucket,
         group: GroupId,
-        commands: Vec<Command>,
+        mut commands: Vec<Command>,
     ) -> Result<Vec<Outcome>, Error> {
-        let again = commands.clone();
-        let outcomes = self.propose(group, commands).await?;
+        let mut repeated = false;
+        let mut outcomes = self.propose_more(group, &mut commands, &mut repeated).await?;
         let stale =
             |outcome: &Outcome| matches!(outcome.refusal(), Refusal::StaleBucket | Refusal::NoSuchBucket);
-        if !outcomes.iter().any(stale) {
+        let places: Vec<usize> = (0..outcomes.len()).filter(|at| stale(&outcomes[*at])).collect();
+        if places.is_empty() {
             return Ok(outcomes);
         }
-        let newest = self.fetch_bucket(GetBucket { id: bucket.id.clone(), ..Default::default() }).await?;
+        let get = GetBucket { id: bucket.id.clone(), ..Default::default() };
+        let newest = self.fetch_bucket(get).await.map_err(uncertain)?;
         self.inner.cache.buckets.forget(&bucket.name);
         if newest.state() != BucketState::BucketActive {
             return Ok(outcomes);
         }
-        self.push_rows(&newest).await?;
-        let (places, commands): (Vec<usize>, Vec<Command>) =
-            again.into_iter().enumerate().filter(|(at, _)| stale(&outcomes[*at])).unzip();
-        let mut outcomes = outcomes;
-        for (place, outcome) in places.into_iter().zip(self.propose(group, commands).await?) {
+        self.push_rows(&newest).await.map_err(uncertain)?;
+        // The same requests: a late copy of one, which the refusal did not fence, must be known for a repeat.
+        let mut again: Vec<Command> = places.iter().map(|at| commands[*at].clone()).collect();
+        let healed = self.propose_more(group, &mut again, &mut repeated).await.map_err(uncertain)?;
+        for (place, outcome) in places.into_iter().zip(healed) {
             outcomes[place] = outcome;
         }
         Ok(outcomes)
@@ -300,5 +303,19 @@ impl Cluster {
             answer::Ok::Account(account) => Ok(account),
             other => Err(unexpected_answer(&other)),
         }
+    }
+}
+
+/// What an error says of a command that was refused for an older copy of its bucket: that refusal does not fence a write, so
+/// a late copy of the command may still be applied once the newer copy is there.
+fn uncertain(error: Error) -> Error {
+    match error {
+        // As uncertain as the refusal that came first.
+        Error::Refused { refusal: Refusal::NoSuchBucket | Refusal::StaleBucket, .. } => error,
+        Error::Refused { refusal, detail } => {
+            let detail = format!("the bucket's row was refused: {refusal:?} {detail}");
+            Error::unavailable(detail).uncertain()
+        }
+        other => other.uncertain(),
     }
 }

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, RealmId, ZoneId};
-use holdfast_proto::meta::{Answer, Command, Outcome, Query, command, query};
+use holdfast_proto::meta::{Answer, Query, query};
 use rand::RngCore;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -163,25 +162,6 @@ impl Cluster {
         self.inner.tasks.wait().await;
     }
 
-    /// Commits commands through a group: routed to its leader and repeated with the same request ids until the deadline.
-    /// Request ids and first-attempt times that are missing are filled in. All commands of one call are in one log entry;
-    /// refusals are in the outcomes. Not cancel-safe: a dropped call may still be done.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] with `unknown` when they may have been done; [`Error::Internal`].
-    pub async fn propose(&self, group: GroupId, mut commands: Vec<Command>) -> Result<Vec<Outcome>, Error> {
-        for command in &mut commands {
-            if command.request.is_empty() {
-                command.request = random_id();
-            }
-            if command.first_attempt_hlc == 0 {
-                command.first_attempt_hlc = self.now().get();
-            }
-        }
-        let deadline = Instant::now() + self.inner.config.call_deadline;
-        self.inner.proposals.call(&self.inner, group, commands, deadline).await
-    }
-
     /// Asks a group's leader, linearizably. A refusal is in the answer. Cancel-safe.
     ///
     /// # Errors
@@ -189,21 +169,11 @@ impl Cluster {
     pub async fn query(&self, group: GroupId, query: Query) -> Result<Answer, Error> {
         let deadline = Instant::now() + self.inner.config.call_deadline;
         let answers = if is_small(&query) {
-            self.inner.reads.call(&self.inner, group, vec![query], deadline).await?
+            self.inner.reads.call(&self.inner, group, vec![query], deadline).await?.replies
         } else {
-            attempt_until::<Reads>(&self.inner, group, &[query], deadline).await?
+            attempt_until::<Reads>(&self.inner, group, &[query], deadline, &mut false).await?
         };
         answers.into_iter().next().ok_or_else(|| Error::internal("no answer to a query"))
-    }
-
-    /// A command with a fresh request id, first attempted now.
-    pub(crate) fn command(&self, op: command::Op) -> Command {
-        Command {
-            request: random_id(),
-            first_attempt_hlc: self.now().get(),
-            op: Some(op),
-            ..Default::default()
-        }
     }
 }
 
@@ -235,8 +205,4 @@ pub(crate) fn random_bytes() -> [u8; 16] {
     let mut bytes = [0; 16];
     rand::rng().fill_bytes(&mut bytes);
     bytes
-}
-
-fn random_id() -> Bytes {
-    Bytes::copy_from_slice(&random_bytes())
 }

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_proto::id::{PgId, ShardId, TargetId, WriteId};
+use holdfast_proto::id::{ShardId, TargetId, WriteId};
 use holdfast_proto::meta::Body;
 
 use crate::cluster::{Cluster, Inner};
-use crate::geometry::Geometry;
 use crate::layout::Layout;
 use crate::place::members;
 use crate::shard;
+use crate::stripe::Place;
 
 /// Shards named in one request.
 const SHARDS_PER_REQUEST: usize = 1000;
@@ -28,29 +28,30 @@ impl Cluster {
             }
         };
         let Some((write, geometry)) = layout.coded() else { return };
-        let stripes: Vec<(u32, PgId)> = layout.stripes().collect();
+        let map = self.inner.map();
+        let mut shards: Vec<(u32, Place)> = Vec::new();
+        for (stripe, pg) in layout.stripes() {
+            let targets = map.pg(pg).and_then(|pg| members(&geometry, &write, pg)).unwrap_or_default();
+            shards.extend((0u8..).zip(targets).map(|(index, target)| (stripe, Place { index, target })));
+        }
         let inner = self.inner.clone();
-        self.inner.tasks.spawn(async move { delete_stripes(&inner, &write, &geometry, stripes).await });
+        self.inner.tasks.spawn(async move { delete_shards(&inner, &write, shards).await });
     }
 }
 
-/// Deletes all shards of some stripes from the targets of their groups.
-pub(crate) async fn delete_stripes(
+/// Deletes shards of a write, given by stripe and place.
+pub(crate) async fn delete_shards(
     inner: &Arc<Inner>,
     write: &WriteId,
-    geometry: &Geometry,
-    stripes: impl IntoIterator<Item = (u32, PgId)>,
+    shards: impl IntoIterator<Item = (u32, Place)>,
 ) {
     let map = inner.map();
-    let mut shards: HashMap<TargetId, Vec<Bytes>> = HashMap::new();
-    for (stripe, pg) in stripes {
-        let Some(targets) = map.pg(pg).and_then(|pg| members(geometry, write, pg)) else { continue };
-        for (index, target) in targets.into_iter().enumerate() {
-            let id = ShardId { write: *write, stripe, index: index as u8 };
-            shards.entry(target).or_default().push(Bytes::copy_from_slice(&id.to_bytes()));
-        }
+    let mut by_target: HashMap<TargetId, Vec<Bytes>> = HashMap::new();
+    for (stripe, Place { index, target }) in shards {
+        let id = ShardId { write: *write, stripe, index };
+        by_target.entry(target).or_default().push(Bytes::copy_from_slice(&id.to_bytes()));
     }
-    let calls = shards.into_iter().map(|(target, shards)| {
+    let calls = by_target.into_iter().map(|(target, shards)| {
         let map = map.clone();
         async move {
             for some in shards.chunks(SHARDS_PER_REQUEST) {

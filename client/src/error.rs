@@ -78,6 +78,16 @@ impl Error {
         }
     }
 
+    /// The same error where something may have been done all the same.
+    pub(crate) fn uncertain(self) -> Self {
+        match self {
+            Self::Unavailable { retry_after_ms, detail, .. } => {
+                Self::Unavailable { retry_after_ms, unknown: true, detail }
+            }
+            other => other,
+        }
+    }
+
     /// The refusal, when the state machine said no.
     pub fn refusal(&self) -> Option<Refusal> {
         match self {

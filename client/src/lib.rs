@@ -22,6 +22,7 @@ mod map;
 mod merge;
 mod object;
 mod place;
+mod propose;
 mod put;
 mod read;
 mod restore;

@@ -12,6 +12,7 @@ use rand::RngCore;
 
 use crate::cluster::Cluster;
 use crate::error::Error;
+use crate::propose::fresh;
 
 /// Commands of one proposal at most, when a batch is deleted.
 const DELETES_PER_PROPOSAL: usize = 250;
@@ -80,7 +81,7 @@ impl Cluster {
             request.conditions = Some(knowing(bucket, request.conditions));
             match map.partition_of_key(bucket, &request.key) {
                 Ok(group) => {
-                    let command = self.command(command::Op::DeleteObject(request));
+                    let command = fresh(command::Op::DeleteObject(request));
                     groups.entry(group).or_default().push((at, command));
                     results.push(None);
                 }
@@ -234,7 +235,7 @@ impl Cluster {
         op: command::Op,
     ) -> Result<Option<outcome::Ok>, Error> {
         let group = self.map().partition_of_key(bucket, key)?;
-        let outcomes = self.propose_healing(bucket, group, vec![self.command(op)]).await?;
+        let outcomes = self.propose_healing(bucket, group, vec![fresh(op)]).await?;
         match outcomes.into_iter().next() {
             Some(outcome) => accept(outcome),
             None => Err(Error::internal("fewer outcomes than commands")),

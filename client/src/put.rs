@@ -311,10 +311,14 @@ impl Drop for Pipeline {
             // A stripe that was being coded sends its shards before it sees that it was aborted.
             while in_flight.join_next().await.is_some() {}
             stripe::settled(&writing.puts).await;
-            let touched: Vec<(u32, PgId)> = writing.groups.lock().touched.iter().copied().collect();
-            if !touched.is_empty() && !inner.cancel.is_cancelled() {
-                crate::discard::delete_stripes(&inner, &writing.write, &writing.geometry, touched).await;
+            if inner.cancel.is_cancelled() {
+                return;
             }
+            let sent = std::mem::take(&mut writing.groups.lock().sent);
+            let shards = sent
+                .into_iter()
+                .flat_map(|(stripe, places)| places.into_iter().map(move |place| (stripe, place)));
+            crate::discard::delete_shards(&inner, &writing.write, shards).await;
         });
     }
 }

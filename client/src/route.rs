@@ -89,7 +89,10 @@ impl Call for Reads {
         queries: Vec<Query>,
     ) -> Result<Vec<Answer>, Status> {
         let response = client.read(ReadRequest { group: group.get(), queries }).await?.into_inner();
-        response.answers.iter().for_each(|answer| inner.view.saw(answer.hlc));
+        for answer in &response.answers {
+            inner.view.saw(answer.hlc);
+            inner.view.saw_group_hlc(group, answer.hlc);
+        }
         Ok(response.answers)
     }
 }
@@ -117,7 +120,18 @@ struct Waiting<C: Call> {
     items: Vec<C::Item>,
     bytes: usize,
     deadline: Instant,
-    reply: oneshot::Sender<Result<Vec<C::Reply>, Error>>,
+    /// An attempt whose outcome is not known was made already, in a batch that was then refused.
+    unknown: bool,
+    reply: oneshot::Sender<Result<Replied<C::Reply>, Error>>,
+}
+
+/// What a call was answered.
+#[derive(Debug)]
+pub(crate) struct Replied<R> {
+    /// One for each item, in order.
+    pub(crate) replies: Vec<R>,
+    /// An attempt before the one that was answered may have been done, too.
+    pub(crate) unknown: bool,
 }
 
 impl<C: Call> Default for Lanes<C> {
@@ -141,7 +155,7 @@ impl<C: Call> Lanes<C> {
         group: GroupId,
         items: Vec<C::Item>,
         deadline: Instant,
-    ) -> Result<Vec<C::Reply>, Error> {
+    ) -> Result<Replied<C::Reply>, Error> {
         let (reply, answer) = oneshot::channel();
         let bytes = items.iter().map(Message::encoded_len).sum();
         let lane = self.lane(group);
@@ -150,7 +164,7 @@ impl<C: Call> Lanes<C> {
             if state.waiting.len() >= LANE_WAITING_MAX {
                 return Err(Error::unavailable(format!("too many calls wait for {group}")));
             }
-            state.waiting.push_back(Waiting { items, bytes, deadline, reply });
+            state.waiting.push_back(Waiting { items, bytes, deadline, unknown: false, reply });
             let start = state.rpcs == 0
                 || (state.rpcs < LANE_RPCS_MAX && state.waiting.len() >= LANE_WAITING_PER_RPC * state.rpcs);
             state.rpcs += usize::from(start);
@@ -229,13 +243,14 @@ impl<C: Call> Lane<C> {
         let items: Vec<C::Item> =
             batch.iter_mut().flat_map(|waiting| std::mem::take(&mut waiting.items)).collect();
         let deadline = batch.iter().map(|waiting| waiting.deadline).max().unwrap_or_else(Instant::now);
-        match attempt_until::<C>(inner, self.group, &items, deadline).await {
+        let mut unknown = batch.iter().any(|waiting| waiting.unknown);
+        match attempt_until::<C>(inner, self.group, &items, deadline, &mut unknown).await {
             Ok(replies) => {
                 let mut replies = replies.into_iter();
                 for (waiting, count) in batch.into_iter().zip(counts) {
                     let mine = replies.by_ref().take(count).collect();
                     // The caller may have gone: its deadline is its own.
-                    let _ = waiting.reply.send(Ok(mine));
+                    let _ = waiting.reply.send(Ok(Replied { replies: mine, unknown }));
                 }
                 None
             }
@@ -243,6 +258,7 @@ impl<C: Call> Lane<C> {
                 let mut items = items.into_iter();
                 for (waiting, count) in batch.iter_mut().zip(counts) {
                     waiting.items = items.by_ref().take(count).collect();
+                    waiting.unknown = unknown;
                 }
                 Some(batch)
             }
@@ -256,17 +272,19 @@ impl<C: Call> Lane<C> {
     }
 }
 
-/// Sends `items` to the group's leader until they are answered or the deadline has passed. Cancel-safe for reads; a
-/// proposal that is dropped may still be done.
+/// Sends `items` to the group's leader until they are answered or the deadline has passed. `unknown`: an attempt may have
+/// been done without an answer; true from before or from one of these. Cancel-safe for reads; a proposal that is dropped
+/// may still be done.
 pub(crate) async fn attempt_until<C: Call>(
     inner: &Inner,
     group: GroupId,
     items: &[C::Item],
     deadline: Instant,
+    unknown: &mut bool,
 ) -> Result<Vec<C::Reply>, Error> {
     let mut backoff = Backoff::until(deadline);
     let mut turn: usize = rand::random::<u8>().into();
-    let (mut unknown, mut hops) = (false, 0);
+    let mut hops = 0;
     let mut last: Option<Fault> = None;
     let count = items.len();
     while let Some(limit) = backoff.attempt(ATTEMPT_MAX) {
@@ -279,11 +297,12 @@ pub(crate) async fn attempt_until<C: Call>(
                         return Ok(replies);
                     }
                     Ok(replies) => {
+                        *unknown |= C::MUTATES;
                         return Err(Error::internal(format!("{} replies to {count} items", replies.len())));
                     }
                     Err(fault) => fault,
                 };
-                unknown |= C::MUTATES && fault.kind == FaultKind::FaultUnavailable;
+                *unknown |= C::MUTATES && fault.kind == FaultKind::FaultUnavailable;
                 if learn_leader(inner, group, node, &fault) && hops < 3 {
                     hops += 1;
                     continue;
@@ -292,7 +311,7 @@ pub(crate) async fn attempt_until<C: Call>(
             }
         };
         if !fault.is_retryable() {
-            return Err(Error::from_fault(&fault, unknown));
+            return Err(Error::from_fault(&fault, *unknown));
         }
         hops = 0;
         let pause = fault.retry_after_ms;
@@ -304,7 +323,7 @@ pub(crate) async fn attempt_until<C: Call>(
     }
     let detail = last.map_or_else(|| "no time was left for an attempt".to_owned(), |fault| fault.to_string());
     metrics::counter!("holdfast_client_group_calls_failed_total").increment(1);
-    Err(Error::Unavailable { retry_after_ms: 0, unknown, detail: format!("{group}: {detail}") })
+    Err(Error::Unavailable { retry_after_ms: 0, unknown: *unknown, detail: format!("{group}: {detail}") })
 }
 
 /// The believed leader, else the voters in turn.

@@ -1,9 +1,13 @@
 //! Stores one stripe: codes it, sends its shards to a placement group, acknowledges at the design's number, and goes to
 //! another group when that number is not reached.
 //!
+//! A shard's id does not name its group, and groups share targets: what one attempt left on a target is what another finds
+//! there and counts as stored. So nothing of a stripe is deleted while it is being tried. Once it is stored, what other
+//! attempts sent is deleted where the group that took it has no use for it; when the write is given up, all of it.
+//!
 //! What a crash leaves: shards that nobody owns; the reconciler finds them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -23,6 +27,7 @@ use crate::cluster::Inner;
 use crate::codec::codec_for;
 use crate::error::Error;
 use crate::geometry::Geometry;
+use crate::map::Pg;
 use crate::place::{choose, members};
 use crate::shard;
 
@@ -50,8 +55,21 @@ pub(crate) struct Writing {
 pub(crate) struct Groups {
     pub(crate) current: Option<PgId>,
     pub(crate) failed: HashSet<PgId>,
-    /// Every (stripe, group) that shards were sent to: what has to be deleted when the write is given up.
-    pub(crate) touched: HashSet<(u32, PgId)>,
+    /// What was sent of each stripe, by all its attempts: what has to be deleted when the write is given up.
+    pub(crate) sent: HashMap<u32, HashSet<Place>>,
+}
+
+/// A shard of a stripe on a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    pub(crate) index: u8,
+    pub(crate) target: TargetId,
+}
+
+/// The places of a whole stripe in a group; none when the group is too narrow.
+fn places(writing: &Writing, pg: &Pg) -> Option<Vec<Place>> {
+    let targets = members(&writing.geometry, &writing.write, pg)?;
+    Some((0u8..).zip(targets).map(|(index, target)| Place { index, target }).collect())
 }
 
 /// A stripe's bytes.
@@ -86,9 +104,10 @@ struct Flight {
     all: u32,
     results: mpsc::UnboundedReceiver<bool>,
     tasks: Vec<AbortHandle>,
-    puts: TaskTracker,
-    /// What was sent: (index, target).
-    sent: Vec<(usize, TargetId)>,
+    /// All places of the stripe in the group.
+    places: Vec<Place>,
+    /// Where shards were sent.
+    sent: Vec<Place>,
     under_way: usize,
 }
 
@@ -121,8 +140,8 @@ impl Stored {
         self.flight
             .sent
             .iter()
-            .filter(|(index, _)| landed >> index & 1 == 0)
-            .map(|(_, target)| *target)
+            .filter(|place| landed >> place.index & 1 == 0)
+            .map(|place| place.target)
             .collect()
     }
 
@@ -172,7 +191,8 @@ pub(crate) fn block_hashes(data: &[u8]) -> Bytes {
     hashes.freeze()
 }
 
-/// Stores a stripe durably. Shards of attempts that failed are deleted in the background.
+/// Stores a stripe durably. What attempts that failed have left over is deleted in the background once it is stored; the
+/// caller deletes what is in [`Groups::sent`] when it gives the write up.
 ///
 /// # Errors
 /// [`Error::Unavailable`] when no group took it before the stripe deadline.
@@ -183,6 +203,7 @@ pub(crate) async fn store(
 ) -> Result<Stored, Error> {
     let deadline = Instant::now() + inner.config.stripe_deadline;
     let shards = encode(writing, &stripe)?;
+    let mut failed: Vec<TaskTracker> = Vec::new();
     loop {
         let map = inner.map();
         let pg = {
@@ -194,14 +215,21 @@ pub(crate) async fn store(
                 }
             };
             groups.current = Some(pg);
-            groups.touched.insert((stripe.number, pg));
             pg
         };
         let limit = deadline.min(Instant::now() + ATTEMPT_MAX);
-        let fault = match attempt(inner, writing, &stripe, &shards, pg, limit).await {
-            Ok(stored) => return Ok(stored),
+        let puts = TaskTracker::new();
+        let fault = match attempt(inner, writing, &stripe, &shards, pg, &puts, limit).await {
+            Ok(stored) => {
+                if !failed.is_empty() {
+                    let left_over = delete_left_over(inner.clone(), writing.clone(), &stored, failed);
+                    inner.tasks.spawn(left_over);
+                }
+                return Ok(stored);
+            }
             Err(fault) => fault,
         };
+        failed.push(puts);
         metrics::counter!("holdfast_client_stripe_attempts_failed_total").increment(1);
         tracing::info!(write = %writing.write, stripe = stripe.number, %pg, %fault, "stripe goes to another placement group");
         {
@@ -235,40 +263,62 @@ async fn attempt(
     stripe: &Stripe,
     shards: &[Coded],
     pg: PgId,
+    puts: &TaskTracker,
     limit: Instant,
 ) -> Result<Stored, Error> {
     let begin = Instant::now();
-    let mut flight = launch(inner, writing, stripe, shards, pg)?;
+    let mut flight = launch(inner, writing, stripe, shards, pg, puts)?;
     let acknowledge = writing.geometry.acknowledge();
     let mut landed = 0;
-    let failure = loop {
+    loop {
         if landed >= acknowledge {
             let now = Instant::now();
             let grace = (now.duration_since(begin) * 2).clamp(GRACE_MIN, GRACE_MAX);
             return Ok(Stored { number: stripe.number, pg, flight, grace_until: now + grace });
         }
         if landed + flight.under_way < acknowledge {
-            break Error::unavailable(format!("{landed} of {acknowledge} shards landed in group {pg}"));
+            return Err(Error::unavailable(format!("{landed} of {acknowledge} shards landed in group {pg}")));
         }
         match tokio::time::timeout_at(limit, flight.results.recv()).await {
             Ok(Some(ok)) => {
                 flight.under_way -= 1;
                 landed += usize::from(ok);
             }
-            Ok(None) => break Error::unavailable("the client is shutting down"),
+            Ok(None) => return Err(Error::unavailable("the client is shutting down")),
             Err(_) => {
-                break Error::unavailable(format!(
+                return Err(Error::unavailable(format!(
                     "{landed} of {acknowledge} shards landed in group {pg} in time"
-                ));
+                )));
             }
         }
-    };
-    let (inner, writing, number, puts) = (inner.clone(), writing.clone(), stripe.number, flight.puts);
-    inner.tasks.clone().spawn(async move {
-        settled(&puts).await;
-        crate::discard::delete_stripes(&inner, &writing.write, &writing.geometry, [(number, pg)]).await;
-    });
-    Err(failure)
+    }
+}
+
+/// Deletes what attempts that failed have sent of a stripe that is stored now, when it has landed or never will. What lies
+/// where the stripe belongs stays: the attempt that stored it may have counted it.
+fn delete_left_over(
+    inner: Arc<Inner>,
+    writing: Arc<Writing>,
+    stored: &Stored,
+    failed: Vec<TaskTracker>,
+) -> impl Future<Output = ()> + use<> {
+    let (number, pg) = (stored.number, stored.pg);
+    let mut kept: HashSet<Place> = stored.flight.places.iter().copied().collect();
+    async move {
+        for puts in &failed {
+            settled(puts).await;
+        }
+        if inner.cancel.is_cancelled() {
+            return;
+        }
+        // The group may have new members since, and repair may have found there what an attempt had left.
+        if let Some(moved) = inner.map().pg(pg).and_then(|pg| places(&writing, pg)) {
+            kept.extend(moved);
+        }
+        let sent = writing.groups.lock().sent.get(&number).cloned().unwrap_or_default();
+        let left_over = sent.difference(&kept).map(|place| (number, *place));
+        crate::discard::delete_shards(&inner, &writing.write, left_over).await;
+    }
 }
 
 /// Sends the shards. Members that are down or suspected are left out while enough others remain.
@@ -278,35 +328,35 @@ fn launch(
     stripe: &Stripe,
     shards: &[Coded],
     pg_id: PgId,
+    puts: &TaskTracker,
 ) -> Result<Flight, Error> {
     let map = inner.map();
     let pg = map.pg(pg_id).ok_or_else(|| Error::unavailable(format!("group {pg_id} is not in the map")))?;
-    let targets = members(&writing.geometry, &writing.write, pg)
-        .ok_or_else(|| Error::unavailable(format!("group {pg_id} is too narrow")))?;
-    let up: Vec<usize> = (0..targets.len()).filter(|index| map.is_writable(targets[*index])).collect();
-    let well: Vec<usize> =
-        up.iter().copied().filter(|index| !inner.health.is_suspected(targets[*index])).collect();
-    let chosen = if well.len() >= writing.geometry.acknowledge() { well } else { up };
+    let places =
+        places(writing, pg).ok_or_else(|| Error::unavailable(format!("group {pg_id} is too narrow")))?;
+    let up: Vec<Place> = places.iter().copied().filter(|place| map.is_writable(place.target)).collect();
+    let well: Vec<Place> =
+        up.iter().copied().filter(|place| !inner.health.is_suspected(place.target)).collect();
+    let sent = if well.len() >= writing.geometry.acknowledge() { well } else { up };
+    writing.groups.lock().sent.entry(stripe.number).or_default().extend(&sent);
 
     let (send, results) = mpsc::unbounded_channel();
     let landed = Arc::new(AtomicU32::new(0));
-    let puts = TaskTracker::new();
-    let all = ((1u64 << targets.len()) - 1) as u32;
-    let mut tasks = Vec::with_capacity(chosen.len());
-    let under_way = chosen.len();
-    let sent = chosen.iter().map(|index| (*index, targets[*index])).collect();
-    for index in chosen {
-        let target = targets[index];
-        let id = ShardId { write: writing.write, stripe: stripe.number, index: index as u8 };
+    let all = ((1u64 << places.len()) - 1) as u32;
+    let mut tasks = Vec::with_capacity(sent.len());
+    let under_way = sent.len();
+    for Place { index, target } in sent.iter().copied() {
+        let id = ShardId { write: writing.write, stripe: stripe.number, index };
+        let coded = &shards[usize::from(index)];
         let meta = ShardMeta {
             shard: Bytes::copy_from_slice(&id.to_bytes()),
             pg: pg_id.get(),
             scheme: Some(writing.scheme),
-            length: shards[index].data.len() as u32,
+            length: coded.data.len() as u32,
             object: Some(stripe.object.clone()),
-            block_hashes: shards[index].block_hashes.clone(),
+            block_hashes: coded.block_hashes.clone(),
         };
-        let (inner, map, epoch, data) = (inner.clone(), map.clone(), pg.epoch, shards[index].data.clone());
+        let (inner, map, epoch, data) = (inner.clone(), map.clone(), pg.epoch, coded.data.clone());
         let (send, landed, cancel) = (send.clone(), landed.clone(), inner.cancel.clone());
         let task = inner.tasks.clone().spawn(writing.puts.track_future(puts.track_future(async move {
             let stored = tokio::select! {
@@ -327,5 +377,5 @@ fn launch(
         })));
         tasks.push(task.abort_handle());
     }
-    Ok(Flight { landed, all, results, tasks, puts, sent, under_way })
+    Ok(Flight { landed, all, results, tasks, places, sent, under_way })
 }

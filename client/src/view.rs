@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::map::Map;
+use crate::propose::GROUP_HLC_AGE_MAX;
 
 /// Cached rows of the realm are believed without asking while the watch is younger than this.
 const WATCH_SILENCE_MAX: Duration = Duration::from_secs(1);
@@ -25,6 +26,8 @@ pub(crate) struct View {
     /// Whether both a map and the time are known.
     ready: watch::Sender<bool>,
     hlc: AtomicU64,
+    /// What each group's leader said that the group has applied, and when it said so.
+    group_hlcs: RwLock<HashMap<GroupId, (Hlc, Instant)>>,
     realm_applied: AtomicU64,
     heard: Mutex<Option<Instant>>,
     leaders: RwLock<HashMap<GroupId, NodeId>>,
@@ -39,6 +42,7 @@ impl View {
             map: RwLock::new(None),
             ready: watch::Sender::new(false),
             hlc: AtomicU64::new(0),
+            group_hlcs: RwLock::default(),
             realm_applied: AtomicU64::new(0),
             heard: Mutex::new(None),
             leaders: RwLock::default(),
@@ -64,6 +68,23 @@ impl View {
     /// Merges a timestamp that a meta node sent.
     pub(crate) fn saw(&self, hlc: u64) {
         self.hlc.fetch_max(hlc, Ordering::AcqRel);
+    }
+
+    /// The HLC that a group was known to have applied a short time before `now`.
+    pub(crate) fn group_hlc(&self, group: GroupId, now: Instant) -> Option<Hlc> {
+        let (hlc, at) = *self.group_hlcs.read().get(&group)?;
+        (now.saturating_duration_since(at) <= GROUP_HLC_AGE_MAX).then_some(hlc)
+    }
+
+    /// Notes the HLC of a group in an answer of its leader.
+    pub(crate) fn saw_group_hlc(&self, group: GroupId, hlc: u64) {
+        let fresh = (Hlc::from_u64(hlc), Instant::now());
+        let mut hlcs = self.group_hlcs.write();
+        let known = hlcs.entry(group).or_insert(fresh);
+        // Answers may overtake each other, by less than what is known is believed for.
+        if fresh.0 >= known.0 || fresh.1.saturating_duration_since(known.1) > GROUP_HLC_AGE_MAX {
+            *known = fresh;
+        }
     }
 
     pub(crate) fn leader(&self, group: GroupId) -> Option<NodeId> {
@@ -128,5 +149,24 @@ impl View {
         let ready = self.now() > Hlc::ZERO && self.map.read().is_some();
         self.ready.send_if_modified(|was| ready && !std::mem::replace(was, true));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_groups_time_is_its_own_and_known_for_a_while() {
+        let view = View::new();
+        let (group, other) = (GroupId::REALM, GroupId::zone_group(holdfast_proto::id::ZoneId::new(1)));
+        view.saw(1_000 << 16);
+        view.saw_group_hlc(other, 500 << 16);
+        assert_eq!(view.group_hlc(group, Instant::now()), None);
+        view.saw_group_hlc(group, 20 << 16);
+        view.saw_group_hlc(group, 10 << 16);
+        let now = Instant::now();
+        assert_eq!(view.group_hlc(group, now), Some(Hlc::from_ms(20)));
+        assert_eq!(view.group_hlc(group, now + GROUP_HLC_AGE_MAX * 2), None);
     }
 }

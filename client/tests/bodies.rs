@@ -183,6 +183,58 @@ async fn a_failing_target_sends_the_stripe_to_another_group() {
     }
 }
 
+/// Six targets and two groups of all of them, whose orders differ in two places.
+const ORDERS: [[u32; 6]; 2] = [[0, 1, 2, 3, 4, 5], [0, 1, 3, 2, 4, 5]];
+
+async fn zone_of_permutations(configure: impl FnOnce(&mut holdfast_client::ClientConfig)) -> FakeZone {
+    let shape = |map: &mut holdfast_proto::meta::ClusterMap| {
+        map.pgs.truncate(ORDERS.len());
+        for (pg, order) in map.pgs.iter_mut().zip(ORDERS) {
+            pg.targets = order.to_vec();
+        }
+    };
+    FakeZone::start_shaped(6, 6, rs(4, 2), copies(3), shape, configure).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_attempt_takes_no_shard_from_the_one_that_was_acknowledged() {
+    // Quick: all of the failed attempt has been answered before the next begins. Slow: a shard of it is still to land.
+    for delay in [Duration::ZERO, Duration::from_millis(600)] {
+        let zone = zone_of_permutations(|_| {}).await;
+        for refusing in [4, 5] {
+            zone.targets[refusing].refuse_puts.store(1, std::sync::atomic::Ordering::SeqCst);
+        }
+        zone.faults(2, |faults| faults.put_delay = delay);
+        let bytes = body(3 * MIB);
+        let stored = put(&zone, &bytes).await.unwrap();
+        let order = ORDERS[stored.body.extents[0].pg as usize];
+        let belongs: Vec<(u32, u32, usize)> =
+            (0..).zip(order).map(|(index, target)| (0, index, target as usize)).collect();
+        eventually("the stripe is whole, and nothing else is there", || zone.placed() == belongs).await;
+        zone.cluster.shutdown().await;
+        assert_eq!(zone.placed(), belongs, "nothing in the background undoes it");
+        let again = zone.connect().await;
+        assert!(collect(again.read_body(&stored.body, 0..bytes.len() as u64)).await.unwrap() == bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_is_given_up_deletes_what_all_its_attempts_left() {
+    let zone = zone_of_permutations(|config| config.stripe_deadline = Duration::from_millis(800)).await;
+    for refusing in [4, 5] {
+        zone.faults(refusing, |faults| faults.put_fault = Some(FaultKind::DiskFailed));
+    }
+    // Its shards land after the write was given up.
+    zone.faults(2, |faults| faults.put_delay = Duration::from_millis(1200));
+    put(&zone, &body(MIB)).await.unwrap_err();
+    let both = || zone.placed().iter().filter(|(_, index, target)| *index as usize != *target).count();
+    assert!(both() > 0, "both groups were tried: {:?}", zone.placed());
+    eventually("a late shard lands", || !zone.targets[2].shards.lock().is_empty()).await;
+    eventually("all is deleted", || zone.shards() == 0).await;
+    zone.cluster.shutdown().await;
+    assert_eq!(zone.placed(), []);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_target_is_left_out() {
     let zone = coded_zone().await;

@@ -12,7 +12,9 @@ use fake::{FakeZone, copies, eventually, rs};
 use futures::future::join_all;
 use holdfast_client::{ClientConfig, Cluster, Error};
 use holdfast_proto::error::Fault;
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{AccountId, GroupId, ZoneId};
+use holdfast_proto::limits::{DEDUP_WINDOW_MS, REQUEST_AGE_MS_MAX};
 use holdfast_proto::meta::{
     Answer, Bucket, BucketState, Command, Committed, DeleteObject, Deleted, GetBucket, Outcome,
     Preconditions, Query, Refusal, Version, answer, command, outcome, query,
@@ -94,7 +96,84 @@ async fn a_lost_answer_is_asked_for_again_under_the_same_request_id() {
         commands.iter().map(|command| (&command.request, command.first_attempt_hlc)).collect();
     assert_eq!(ids.len(), 1, "one request id and one first attempt");
     assert_eq!(commands[0].request.len(), 16);
-    assert!(commands[0].first_attempt_hlc > 0);
+    assert_eq!(commands[0].first_attempt_hlc, fake::GROUP_HLC);
+}
+
+const HOUR: u64 = 3_600_000 << 16;
+
+/// Applies commands as a group does whose clock shows `now`: first attempts from long ago or from ahead are refused, and
+/// every command moves what the group has applied on.
+fn aging(zone: &FakeZone, now: u64) -> fake::Script {
+    let meta = Arc::downgrade(&zone.meta);
+    Box::new(move |group, command| {
+        let first = Hlc::from_u64(command.first_attempt_hlc);
+        let hlc = Hlc::from_u64(now);
+        let refusal = if first < hlc.minus_ms(REQUEST_AGE_MS_MAX) {
+            Refusal::RequestTooOld
+        } else if first.minus_ms(DEDUP_WINDOW_MS - REQUEST_AGE_MS_MAX) > hlc {
+            Refusal::Malformed
+        } else {
+            Refusal::None
+        };
+        meta.upgrade().unwrap().group_hlcs.lock().insert(group, now);
+        Ok(Outcome { refusal: refusal.into(), ..Default::default() })
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_ahead_of_the_group_spoils_no_command() {
+    let zone = zone().await;
+    *zone.meta.outcome.lock() = Some(aging(&zone, fake::GROUP_HLC));
+    // The watched node is an hour ahead, and a group elsewhere went along.
+    zone.meta.ahead.store(HOUR, Ordering::SeqCst);
+    zone.meta.group_hlcs.lock().insert(GroupId::REALM, fake::GROUP_HLC + HOUR);
+    let cluster = zone.cluster.clone();
+    eventually("the clock that is ahead was heard", || cluster.now().get() >= HOUR).await;
+    zone.cluster
+        .query(GroupId::REALM, Query { of: Some(query::Of::GetBucket(GetBucket::default())) })
+        .await
+        .unwrap();
+    let reads = zone.meta.reads.load(Ordering::SeqCst);
+    for _ in 0..10 {
+        let outcomes = zone.cluster.propose(partition(0), vec![delete_command("a")]).await.unwrap();
+        assert_eq!(outcomes[0].refusal(), Refusal::None);
+    }
+    for command in &*zone.meta.commands.lock() {
+        assert_eq!(command.first_attempt_hlc, fake::GROUP_HLC, "what the group itself has applied");
+    }
+    assert_eq!(zone.meta.reads.load(Ordering::SeqCst), reads + 1, "the group's time is asked for once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_was_idle_for_an_hour_takes_the_command_all_the_same() {
+    let zone = zone().await;
+    *zone.meta.outcome.lock() = Some(aging(&zone, fake::GROUP_HLC + HOUR));
+    let commands = vec![delete_command("a"), delete_command("b")];
+    let outcomes = zone.cluster.propose(partition(0), commands).await.unwrap();
+    assert!(outcomes.iter().all(|outcome| outcome.refusal() == Refusal::None), "{outcomes:?}");
+    let commands = zone.meta.commands.lock().clone();
+    let firsts: Vec<u64> = commands.iter().map(|command| command.first_attempt_hlc).collect();
+    let (old, new) = (fake::GROUP_HLC, fake::GROUP_HLC + HOUR);
+    assert_eq!(firsts, [old, old, new, new]);
+    assert_eq!(commands[0].request, commands[2].request, "it is the same request");
+    // The next finds the time known.
+    zone.cluster.propose(partition(0), vec![delete_command("c")]).await.unwrap();
+    assert_eq!(zone.meta.commands.lock().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_attempt_of_what_may_have_been_done_is_not_moved() {
+    let zone = zone().await;
+    *zone.meta.outcome.lock() = Some(aging(&zone, fake::GROUP_HLC + HOUR));
+    zone.meta.drop_answers.store(1, Ordering::SeqCst);
+    let outcomes = zone.cluster.propose(partition(0), vec![delete_command("a")]).await.unwrap();
+    assert_eq!(outcomes[0].refusal(), Refusal::RequestTooOld);
+    // Nor that of a caller who attempted it before.
+    let known = Command { first_attempt_hlc: 1, ..delete_command("b") };
+    let outcomes = zone.cluster.propose(partition(0), vec![known]).await.unwrap();
+    assert_eq!(outcomes[0].refusal(), Refusal::RequestTooOld);
+    let firsts: Vec<u64> = zone.meta.commands.lock().iter().map(|c| c.first_attempt_hlc).collect();
+    assert_eq!(firsts, [fake::GROUP_HLC, fake::GROUP_HLC, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,9 +250,38 @@ async fn one_bad_command_does_not_fail_its_fellows() {
     }
 }
 
+// On one thread both calls wait in their lane before it is drained: they are one batch.
+#[tokio::test]
+async fn what_a_batch_may_have_done_is_not_forgotten_when_its_calls_go_alone() {
+    let zone = quick_zone().await;
+    let (meta, tries) = (Arc::downgrade(&zone.meta), std::sync::atomic::AtomicUsize::new(0));
+    *zone.meta.outcome.lock() = Some(Box::new(move |_, command| match &command.op {
+        Some(command::Op::DeleteObject(delete)) if delete.key == "bad" => {
+            if tries.fetch_add(1, Ordering::SeqCst) == 0 {
+                return Err(Fault::new(FaultKind::FaultUnavailable, "done, but not answered"));
+            }
+            // The calls that go alone now find nobody.
+            meta.upgrade().unwrap().leader.store(0, Ordering::SeqCst);
+            Err(Fault::new(FaultKind::Invalid, "a bad command"))
+        }
+        _ => Ok(Outcome::default()),
+    }));
+    let propose = |key: &'static str| {
+        let cluster = zone.cluster.clone();
+        async move { cluster.propose(partition(0), vec![delete_command(key)]).await }
+    };
+    propose("first").await.unwrap();
+    let (good, bad) = tokio::join!(propose("good"), propose("bad"));
+    for error in [good.unwrap_err(), bad.unwrap_err()] {
+        assert!(error.is_unknown(), "{error:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dropped_caller_takes_nobody_with_it() {
     let zone = zone().await;
+    // The group's time is known: the first poll sends.
+    zone.cluster.propose(partition(0), vec![delete_command("before")]).await.unwrap();
     *zone.meta.propose_delay.lock() = Duration::from_millis(100);
     let first = zone.cluster.propose(partition(0), vec![delete_command("first")]);
     let others = join_all((0..5).map(|number| {
@@ -186,7 +294,7 @@ async fn a_dropped_caller_takes_nobody_with_it() {
         _ = std::future::pending::<()>() => {}
     }
     others.await.into_iter().for_each(|result| assert!(result.is_ok()));
-    assert_eq!(zone.meta.commands.lock().len(), 6);
+    assert_eq!(zone.meta.commands.lock().len(), 7);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -243,7 +351,34 @@ async fn an_older_copy_of_a_bucket_is_healed() {
         .await
         .unwrap();
     assert_eq!(committed.etag, "e");
+    let commands = zone.meta.commands.lock();
+    let puts = commands.iter().filter(|command| matches!(command.op, Some(command::Op::PutObject(_))));
+    let requests: HashSet<_> = puts.map(|put| (&put.request, put.first_attempt_hlc)).collect();
+    assert_eq!(requests.len(), 1, "one request, first attempted once");
     assert!(pushed.load(Ordering::SeqCst));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_that_could_not_be_healed_may_have_been_done() {
+    // The group loses its leader after the refusal, or when the bucket's row was pushed.
+    for gone_after_push in [false, true] {
+        let zone = quick_zone().await;
+        let meta = Arc::downgrade(&zone.meta);
+        *zone.meta.outcome.lock() = Some(Box::new(move |_, command| {
+            let pushed = matches!(command.op, Some(command::Op::PutBucketRow(_)));
+            if pushed == gone_after_push {
+                meta.upgrade().unwrap().leader.store(0, Ordering::SeqCst);
+            }
+            let refusal = if pushed { Refusal::None } else { Refusal::StaleBucket };
+            Ok(Outcome { refusal: refusal.into(), ..Default::default() })
+        }));
+        let active = Answer { ok: Some(answer::Ok::Bucket(bucket())), ..Default::default() };
+        zone.meta.answers.lock().insert(kind(query::Of::GetBucket(GetBucket::default())), active);
+        let (bucket, none) = (bucket(), Preconditions::default());
+        let put = zone.cluster.put_object(&bucket, b"key", Version::default(), none, vec![]);
+        let error = put.await.unwrap_err();
+        assert!(error.is_unknown(), "a late copy of it may be applied: {error:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -320,7 +455,7 @@ async fn a_new_map_is_followed_even_when_the_watched_node_dies() {
     zone.meta.map.lock().generation = 2;
     let cluster = zone.cluster.clone();
     eventually("the third node tells of the new map", || cluster.map().generation() == 2).await;
-    assert!(zone.cluster.now().get() >= 1_000 << 16);
+    assert!(zone.cluster.now().get() >= fake::NODE_HLC);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,8 +23,8 @@ use holdfast_proto::limits::{BLOCK_BYTES, MESSAGE_BYTES_MAX, SLOT_TABLE_LEN};
 use holdfast_proto::meta::meta_server::{Meta, MetaServer};
 use holdfast_proto::meta::{
     Answer, ClusterMap, Command, Group, GroupLeader, Node, NodeState, Outcome, PlacementGroup,
-    ProposeRequest, ProposeResponse, Query, ReadRequest, ReadResponse, StorageClass, Target, TargetState,
-    WatchEvent, WatchRequest,
+    ProposeRequest, ProposeResponse, Query, ReadRequest, ReadResponse, Refusal, StorageClass, Target,
+    TargetState, WatchEvent, WatchRequest, query,
 };
 use holdfast_proto::v1::{Codec, FaultKind, Scheme};
 use parking_lot::Mutex;
@@ -51,16 +51,26 @@ pub(crate) struct Faults {
 pub(crate) struct FakeTarget {
     pub shards: Mutex<BTreeMap<Vec<u8>, PutShard>>,
     pub faults: Mutex<Faults>,
+    /// This many puts are refused, at once.
+    pub refuse_puts: AtomicUsize,
     pub gets: AtomicUsize,
     pub bytes_sent: AtomicU64,
 }
 
 struct Served(Arc<FakeTarget>);
 
+/// Counts down; `false` at zero.
+fn take_one(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
 #[tonic::async_trait]
 impl Shards for Served {
     async fn put(&self, request: Request<PutShard>) -> Result<Response<PutShardDone>, Status> {
         let put = request.into_inner();
+        if take_one(&self.0.refuse_puts) {
+            return Err(Fault::new(FaultKind::FaultUnavailable, "as the test wants").into_status());
+        }
         let faults = self.0.faults.lock().clone();
         tokio::time::sleep(faults.put_delay).await;
         if let Some(kind) = faults.put_fault {
@@ -139,6 +149,24 @@ pub(crate) struct FakeMeta {
     /// Answers every query, when set.
     pub asked: Mutex<Option<Asked>>,
     pub realm_applied: AtomicU64,
+    /// What each group has applied, where it is not [`GROUP_HLC`].
+    pub group_hlcs: Mutex<HashMap<GroupId, u64>>,
+    /// How far the clock of the nodes is ahead of [`NODE_HLC`].
+    pub ahead: AtomicU64,
+}
+
+/// The clock of every node, and what groups have applied.
+pub(crate) const NODE_HLC: u64 = 1_000_000 << 16;
+pub(crate) const GROUP_HLC: u64 = 900_000 << 16;
+
+impl FakeMeta {
+    pub(crate) fn group_hlc(&self, group: GroupId) -> u64 {
+        self.group_hlcs.lock().get(&group).copied().unwrap_or(GROUP_HLC)
+    }
+
+    fn node_hlc(&self) -> u64 {
+        NODE_HLC + self.ahead.load(Ordering::SeqCst)
+    }
 }
 
 struct MetaNode(Arc<FakeMeta>, u64);
@@ -160,12 +188,7 @@ impl Meta for MetaNode {
         let group = GroupId::from_u64(request.group).expect("a group");
         self.0.proposals.fetch_add(1, Ordering::SeqCst);
         self.0.commands.lock().extend(request.commands.iter().cloned());
-        let dropped = self
-            .0
-            .drop_answers
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
-            .is_ok();
-        if dropped {
+        if take_one(&self.0.drop_answers) {
             return Err(Status::unavailable("the answer was lost"));
         }
         let script = self.0.outcome.lock();
@@ -174,23 +197,30 @@ impl Meta for MetaNode {
             None => Ok(Outcome::default()),
         });
         let outcomes = outcomes.collect::<Result<_, _>>().map_err(Fault::into_status)?;
-        Ok(Response::new(ProposeResponse { outcomes, hlc: 5 << 16 }))
+        Ok(Response::new(ProposeResponse { outcomes, hlc: self.0.node_hlc() }))
     }
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<ReadResponse>, Status> {
         self.check_leader()?;
         self.0.reads.fetch_add(1, Ordering::SeqCst);
         let ReadRequest { group, queries } = request.into_inner();
-        if let Some(asked) = &*self.0.asked.lock() {
-            let group = GroupId::from_u64(group).expect("a group");
-            let answers = queries.iter().map(|query| asked(group, query)).collect();
-            return Ok(Response::new(ReadResponse { answers }));
-        }
+        let group = GroupId::from_u64(group).expect("a group");
+        let hlc = self.0.group_hlc(group);
+        let asked = self.0.asked.lock();
         let scripted = self.0.answers.lock();
-        let name = |query: &Query| format!("{:?}", query.of.as_ref().map(std::mem::discriminant));
-        let answers =
-            queries.iter().map(|query| scripted.get(&name(query)).cloned().unwrap_or_default()).collect();
-        Ok(Response::new(ReadResponse { answers }))
+        let answers = queries.iter().map(|query| {
+            // How a client asks for the time alone.
+            if matches!(&query.of, Some(query::Of::GetBucketRow(get)) if get.bucket.as_ref() == [0; 16]) {
+                return Answer { refusal: Refusal::NoSuchBucket.into(), hlc, ..Default::default() };
+            }
+            let name = format!("{:?}", query.of.as_ref().map(std::mem::discriminant));
+            let answer = match &*asked {
+                Some(asked) => asked(group, query),
+                None => scripted.get(&name).cloned().unwrap_or_default(),
+            };
+            Answer { hlc, ..answer }
+        });
+        Ok(Response::new(ReadResponse { answers: answers.collect() }))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchEvent, Status>> + Send>>;
@@ -214,7 +244,7 @@ impl Meta for MetaNode {
                 let generation = map.generation;
                 let event = WatchEvent {
                     map: (generation > have).then_some(map),
-                    hlc: 1_000 << 16,
+                    hlc: meta.node_hlc(),
                     realm_applied: meta.realm_applied.load(Ordering::SeqCst),
                     leaders,
                     free: vec![],
@@ -296,6 +326,18 @@ impl FakeZone {
         small: Scheme,
         configure: impl FnOnce(&mut ClientConfig),
     ) -> Self {
+        Self::start_shaped(targets, width, scheme, small, |_| {}, configure).await
+    }
+
+    /// A zone whose map is changed by `shape` before anyone sees it.
+    pub(crate) async fn start_shaped(
+        targets: u32,
+        width: u32,
+        scheme: Scheme,
+        small: Scheme,
+        shape: impl FnOnce(&mut ClusterMap),
+        configure: impl FnOnce(&mut ClientConfig),
+    ) -> Self {
         let meta = Arc::new(FakeMeta::default());
         let mut map = ClusterMap {
             realm: RealmId::from_bytes(REALM).to_wire(),
@@ -361,11 +403,18 @@ impl FakeZone {
             .map(|id| Group { id: id.get(), voters: vec![1, 2, 3], ..Default::default() })
             .collect();
         meta.leader.store(1, Ordering::SeqCst);
+        shape(&mut map);
         *meta.map.lock() = map;
         let mut config = ClientConfig::new(meta_nodes.iter().map(|node| node.addr.to_string()).collect());
         configure(&mut config);
         let cluster = Cluster::connect(config, CancellationToken::new()).await.expect("the zone is up");
         Self { meta, targets: fakes, meta_nodes, data_nodes, cluster }
+    }
+
+    /// Another client of the zone.
+    pub(crate) async fn connect(&self) -> Cluster {
+        let seeds = self.meta_nodes.iter().map(|node| node.addr.to_string()).collect();
+        Cluster::connect(ClientConfig::new(seeds), CancellationToken::new()).await.expect("the zone is up")
     }
 
     pub(crate) fn faults(&self, target: usize, change: impl FnOnce(&mut Faults)) {
@@ -388,6 +437,19 @@ impl FakeZone {
         }
         stored.sort_unstable();
         stored
+    }
+
+    /// (stripe, index, target) of every shard, sorted.
+    pub(crate) fn placed(&self) -> Vec<(u32, u32, usize)> {
+        let mut placed = Vec::new();
+        for (number, target) in self.targets.iter().enumerate() {
+            for id in target.shards.lock().keys() {
+                let id = ShardId::from_slice(id).expect("a shard id");
+                placed.push((id.stripe, u32::from(id.index), number));
+            }
+        }
+        placed.sort_unstable();
+        placed
     }
 
     /// Closes a target's port. Connections that are open live on in this process: they fail every call.
