@@ -6,7 +6,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use holdfast_proto::id::ShardId;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::index::{Checkpoint, IndexError, IndexHome, ShardIndex};
 use super::record::Entry;
@@ -41,7 +41,7 @@ impl Memory {
 
 /// The home of an index in memory; clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct MemHome(Arc<Mutex<Memory>>);
+pub(super) struct MemHome(Arc<Mutex<Memory>>, Arc<Mutex<()>>);
 
 impl MemHome {
     /// Forgets a suffix of what was done, as a killed process may. `keep` in thousandths.
@@ -60,6 +60,11 @@ impl MemHome {
         self.0.lock().broken = true;
     }
 
+    /// Until this is dropped, opening it waits.
+    pub(super) fn hold_opens(&self) -> MutexGuard<'_, ()> {
+        self.1.lock()
+    }
+
     /// Loses a row behind everyone's back.
     pub(super) fn point_elsewhere(&self, shard: ShardId) {
         if let Some(entry) = self.0.lock().rows.get_mut(&shard) {
@@ -70,6 +75,7 @@ impl MemHome {
 
 impl IndexHome for MemHome {
     fn open(&self) -> Result<Arc<dyn ShardIndex>, IndexError> {
+        let _turn = self.1.lock();
         if self.0.lock().broken {
             return Err(IndexError("broken".to_owned()));
         }

@@ -6,6 +6,7 @@
 //! a torn write: it is counted, and the scan goes on at the next record, which proves itself by its keyed hash and by
 //! saying where it lies.
 
+use std::collections::HashMap;
 use std::io;
 
 use holdfast_proto::data::ShardMeta;
@@ -79,7 +80,8 @@ pub(super) fn scan(file: &dyn DiskFile, number: u64, key: &RecordKey, synced: u6
 }
 
 /// The start of the last batch, when it is not whole: a gap in it, no record that ends it, or a payload that does not
-/// match its hashes.
+/// match its hashes. The payload of a shard that the batch itself makes dead is not looked at: once the batch was
+/// acknowledged its space may have been given back, and before that nobody misses it.
 fn torn_batch(file: &dyn DiskFile, found: &[Found], gaps: &[u64], sealed: bool) -> io::Result<Option<u64>> {
     let last = found.last();
     let newest = last.map(|record| record.header.batch).into_iter().chain(gaps.iter().copied()).max();
@@ -89,9 +91,24 @@ fn torn_batch(file: &dyn DiskFile, found: &[Found], gaps: &[u64], sealed: bool) 
     if gaps.contains(&newest) || !ended {
         return Ok(Some(newest));
     }
+    // From the last record on, so that what kills a record has been seen before it.
+    let mut dead_before: HashMap<ShardId, Position> = HashMap::new();
     for record in found.iter().rev().take_while(|record| record.header.batch == newest) {
-        if !record.payload_is_whole(file)? {
+        let at = record.header.at;
+        let is_dead = record
+            .entries
+            .iter()
+            .all(|entry| dead_before.get(&entry.shard()).is_some_and(|before| at < *before));
+        if !is_dead && !record.payload_is_whole(file)? {
             return Ok(Some(newest));
+        }
+        for entry in &record.entries {
+            let before = match entry {
+                LogEntry::Live(_, entry) => entry.at,
+                LogEntry::Dead(tombstone) => tombstone.before,
+            };
+            let known = dead_before.entry(entry.shard()).or_default();
+            *known = before.max(*known);
         }
     }
     Ok(None)
