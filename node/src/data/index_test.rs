@@ -7,10 +7,10 @@ use holdfast_proto::v1::FaultKind;
 use super::index::{
     Checkpoint, IndexHome, Totals, decode_checkpoint, decode_entry, encode_checkpoint, encode_entry,
 };
-use super::mem_index::MemHome;
+use super::mem_index::{Call, MemHome};
 use super::record::{Entry, Position};
 use super::sled_index::SledHome;
-use super::target::TargetConfig;
+use super::target::{Target, TargetConfig};
 use super::testing::{Machine, REALM, open_real, recovered, shard, shard_id, until, wire};
 
 fn entry(offset: u64) -> Entry {
@@ -88,6 +88,43 @@ async fn an_index_that_breaks_while_running_is_rebuilt_and_nothing_is_forgotten(
     assert_eq!(target.get(&wire(4), 0, 0).await.unwrap_err().kind, FaultKind::ShardAbsent);
     until("all are counted", || target.report().shards == 16).await;
     target.shutdown().await;
+}
+
+/// Shard 1 is in the first segment, its tombstone in a later one, and the index has it all.
+async fn stored_and_removed() -> (Machine, Arc<Target>) {
+    let mut machine = Machine::new();
+    machine.config.index_batch = 1;
+    let target = machine.open().await;
+    for number in 1..6 {
+        let (meta, data) = shard(number, 70_000);
+        target.put(meta, data).await.unwrap();
+    }
+    until("the index has them", || target.report().shards == 5).await;
+    target.delete(&[wire(1)]).await.unwrap();
+    until("the index has it all", || target.report().shards == 4).await;
+    (machine, target)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_during_a_rebuild_is_not_taken_for_done_by_a_record_that_the_rebuild_then_removes() {
+    let (machine, target) = stored_and_removed().await;
+    let rebuild = machine.index.pause(|call| call == Call::Set(None));
+    machine.index.break_it();
+    assert_eq!(target.stat(&[wire(1)]).unwrap_err().kind, FaultKind::ShardUnknown);
+    rebuild.wait();
+    assert_eq!(target.stat(&[wire(1)]).unwrap_err().kind, FaultKind::ShardUnknown, "named, but dead");
+    let (meta, data) = shard(1, 70_000);
+    target.put(meta.clone(), data.clone()).await.unwrap();
+    let syncs = machine.disk.syncs();
+    target.put(meta, data.clone()).await.unwrap();
+    assert_eq!(machine.disk.syncs(), syncs, "what was stored during the rebuild is known to be here");
+    drop(rebuild);
+    recovered(&target).await;
+    for _ in 0..2 {
+        assert_eq!(target.get(&wire(1), 0, 0).await.expect("it was acknowledged").data, data);
+        until("all are counted", || target.report().shards == 5).await;
+    }
+    assert_eq!(target.report().corrupt_blocks, 0);
 }
 
 #[tokio::test]

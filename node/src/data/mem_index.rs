@@ -1,9 +1,11 @@
 //! An index in memory that survives a killed process as badly as it is allowed to, for tests.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use holdfast_proto::id::ShardId;
 use parking_lot::{Mutex, MutexGuard};
@@ -15,6 +17,36 @@ use super::record::Entry;
 enum Step {
     Set(ShardId, Option<Entry>),
     Checkpoint(Checkpoint),
+}
+
+/// A call of the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Call {
+    Get,
+    /// The row becomes this.
+    Set(Option<Entry>),
+    Page,
+}
+
+/// What befalls the first call of a kind, before it has any effect.
+struct Plan {
+    is_it: Box<dyn Fn(Call) -> bool + Send>,
+    reached: mpsc::Sender<()>,
+    go: mpsc::Receiver<()>,
+}
+
+/// A call that waits until this is dropped.
+#[derive(Debug)]
+pub(super) struct Paused {
+    reached: mpsc::Receiver<()>,
+    _go: mpsc::Sender<()>,
+}
+
+impl Paused {
+    /// Waits until the call is there.
+    pub(super) fn wait(&self) {
+        self.reached.recv_timeout(Duration::from_secs(30)).expect("the call never came");
+    }
 }
 
 #[derive(Debug, Default)]
@@ -41,7 +73,16 @@ impl Memory {
 
 /// The home of an index in memory; clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct MemHome(Arc<Mutex<Memory>>, Arc<Mutex<()>>);
+pub(super) struct MemHome(Arc<Mutex<Memory>>, Arc<Mutex<()>>, Arc<Plans>);
+
+#[derive(Default)]
+struct Plans(Mutex<Option<Plan>>);
+
+impl fmt::Debug for Plans {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Plans")
+    }
+}
 
 impl MemHome {
     /// Forgets a suffix of what was done, as a killed process may. `keep` in thousandths.
@@ -63,6 +104,25 @@ impl MemHome {
     /// Until this is dropped, opening it waits.
     pub(super) fn hold_opens(&self) -> MutexGuard<'_, ()> {
         self.1.lock()
+    }
+
+    /// Makes the first call from now on that `is_it` wait.
+    pub(super) fn pause(&self, is_it: impl Fn(Call) -> bool + Send + 'static) -> Paused {
+        let ((reached, is_reached), (may_go, go)) = (mpsc::channel(), mpsc::channel());
+        *self.2.0.lock() = Some(Plan { is_it: Box::new(is_it), reached, go });
+        Paused { reached: is_reached, _go: may_go }
+    }
+
+    fn pass(&self, call: Call) {
+        let plan = {
+            let mut plan = self.2.0.lock();
+            if plan.as_ref().is_some_and(|plan| (plan.is_it)(call)) { plan.take() } else { None }
+        };
+        if let Some(plan) = plan {
+            // Both fail only when the test no longer minds.
+            let _ = plan.reached.send(());
+            let _ = plan.go.recv();
+        }
     }
 
     /// Loses a row behind everyone's back.
@@ -97,14 +157,17 @@ impl MemHome {
 
 impl ShardIndex for MemHome {
     fn get(&self, shard: ShardId) -> Result<Option<Entry>, IndexError> {
+        self.pass(Call::Get);
         self.with(|memory| memory.rows.get(&shard).copied())
     }
 
     fn set(&self, shard: ShardId, entry: Option<Entry>) -> Result<Option<Entry>, IndexError> {
+        self.pass(Call::Set(entry));
         self.with(|memory| memory.take(Step::Set(shard, entry)))
     }
 
     fn page(&self, after: Option<ShardId>, limit: usize) -> Result<Vec<(ShardId, Entry)>, IndexError> {
+        self.pass(Call::Page);
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.with(|memory| {
             let rows = memory.rows.range((start, Bound::Unbounded)).take(limit);

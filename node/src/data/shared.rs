@@ -61,6 +61,9 @@ impl Meters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Here(Entry),
+    /// An index that is not whole names this record. A tombstone that the rebuild has not come to yet may kill it: it
+    /// can be read, but nothing may be promised because of it.
+    Perhaps(Entry),
     Absent,
     /// The index is not whole: it may be here.
     Unknown,
@@ -146,6 +149,7 @@ impl Shared {
         let recovering = self.is_recovering();
         let index = self.index.read().clone();
         match index.map(|index| index.get(shard)) {
+            Some(Ok(Some(entry))) if recovering => Place::Perhaps(entry),
             Some(Ok(Some(entry))) => Place::Here(entry),
             Some(Ok(None)) if !recovering => Place::Absent,
             Some(Ok(None)) | None => Place::Unknown,
@@ -225,7 +229,8 @@ impl Shared {
         self.bad.lock().remove(&shard);
     }
 
-    /// Whether what is stored at `entry` is what `meta` describes. A record that cannot be read is not.
+    /// Whether what is stored at `entry`, a [`Place::Here`], is what `meta` describes. A record that cannot be read is
+    /// not.
     ///
     /// # Errors
     /// When another content is stored under the same id: ids are never reused, so the caller is wrong.
@@ -242,10 +247,7 @@ impl Shared {
                 format!("shard {shard} is stored here with another content"),
             )),
             Err(_) => {
-                // An index under rebuild may still name what a later tombstone kills.
-                if !self.is_recovering() {
-                    self.note_bad(shard, entry, HEADER_BIT);
-                }
+                self.note_bad(shard, entry, HEADER_BIT);
                 Ok(false)
             }
         }

@@ -345,7 +345,7 @@ impl Target {
         let mut place = self.shared.look(shard).place;
         loop {
             let entry = match place {
-                Place::Here(entry) => entry,
+                Place::Here(entry) | Place::Perhaps(entry) => entry,
                 Place::Absent => return Err(Fault::new(FaultKind::ShardAbsent, format!("no shard {shard}"))),
                 Place::Unknown => return Err(unknown()),
             };
@@ -370,7 +370,7 @@ impl Target {
                 Err(bad) => {
                     // It may have been deleted, or stored again, under our hands: then nothing is wrong.
                     let now = self.shared.look(shard).place;
-                    if now == Place::Here(entry) && self.shared.is_recovering() {
+                    if now == Place::Perhaps(entry) {
                         return Err(unknown());
                     }
                     if now == Place::Here(entry) {
@@ -394,7 +394,7 @@ impl Target {
                 _ if self.shared.is_recovering() => Err(unknown()),
                 Place::Here(_) => Ok(true),
                 Place::Absent => Ok(false),
-                Place::Unknown => Err(unknown()),
+                Place::Perhaps(_) | Place::Unknown => Err(unknown()),
             })
             .collect()
     }

@@ -205,15 +205,18 @@ impl Writer {
                 };
             }
             Some(None) => {}
-            None => {
-                if let Place::Here(entry) = self.shared.look_again(put.shard, put.before) {
+            None => match self.shared.look_again(put.shard, put.before) {
+                Place::Here(entry) => {
                     // The asker looked, too; this is about what was stored in between, or what is to be replaced.
                     if self.shared.holds(put.shard, entry, &put.meta)? {
                         return Ok(());
                     }
                     staged.freed.push(entry);
                 }
-            }
+                // Dead once this is stored, if it is not yet.
+                Place::Perhaps(entry) => staged.freed.push(entry),
+                Place::Absent | Place::Unknown => {}
+            },
         }
         let entry = self.batch.push_shard(&self.shared.home.key, put.shard, &put.meta_bytes, &put.data);
         staged.changes.insert(put.shard, Some(entry));
@@ -231,7 +234,7 @@ impl Writer {
                 None => self.shared.look_again(shard, before),
             };
             match place {
-                Place::Here(entry) => staged.freed.push(entry),
+                Place::Here(entry) | Place::Perhaps(entry) => staged.freed.push(entry),
                 Place::Absent => continue,
                 // Whatever the segments hold of it dies by the tombstone; its space is found when the index is.
                 Place::Unknown => {}
