@@ -127,6 +127,47 @@ async fn a_put_during_a_rebuild_is_not_taken_for_done_by_a_record_that_the_rebui
     assert_eq!(target.report().corrupt_blocks, 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn absence_is_not_read_from_an_index_that_a_rebuild_emptied_meanwhile() {
+    for (kind, rebuild_ends_first) in [(Call::Get, false), (Call::Get, true), (Call::Page, false)] {
+        let (machine, target) = stored_and_removed().await;
+        // A reader sees that the index is whole, and stops there.
+        let reader = machine.index.pause(move |call| call == kind);
+        let answer = tokio::spawn({
+            let target = Arc::clone(&target);
+            async move {
+                match kind {
+                    Call::Page => target.list(None, 100).await.map(|page| page.shards.len() == 4),
+                    _ => target.get(&wire(2), 0, 0).await.map(|found| found.data == shard(2, 70_000).1),
+                }
+            }
+        });
+        reader.wait();
+        // The index fails and is wiped; its rebuild stops before the first row.
+        let rebuild = machine.index.pause(|call| matches!(call, Call::Set(Some(_))));
+        machine.index.break_it();
+        assert_eq!(target.stat(&[wire(1)]).unwrap_err().kind, FaultKind::ShardUnknown);
+        rebuild.wait();
+        if rebuild_ends_first {
+            let asked = machine.index.pause(|call| call == Call::Got);
+            drop(reader);
+            asked.wait();
+            drop(rebuild);
+            recovered(&target).await;
+            drop(asked);
+            let fault = answer.await.unwrap().unwrap_err();
+            assert_eq!(fault.kind, FaultKind::ShardUnknown, "{kind:?}: {fault}");
+        } else {
+            drop(reader);
+            let fault = answer.await.unwrap().unwrap_err();
+            assert_eq!(fault.kind, FaultKind::ShardUnknown, "{kind:?}: {fault}");
+            drop(rebuild);
+            recovered(&target).await;
+        }
+        assert_eq!(target.get(&wire(2), 0, 0).await.unwrap().data, shard(2, 70_000).1);
+    }
+}
+
 #[tokio::test]
 async fn shards_can_be_deleted_before_the_index_knows_them() {
     let machine = Machine::new();

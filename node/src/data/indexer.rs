@@ -6,7 +6,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use holdfast_proto::error::Fault;
@@ -136,7 +135,7 @@ fn rebuild_until_done(shared: &Shared, cancel: &CancellationToken) {
     match rebuild(shared, cancel) {
         Ok(checkpoint) => {
             *shared.totals.lock() = checkpoint.totals;
-            shared.recovering.store(false, Ordering::Release);
+            shared.end_recovery();
             tracing::info!(target_dir = %dir, shards = checkpoint.totals.shards, "the shard index was rebuilt");
             return;
         }

@@ -23,6 +23,8 @@ enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
     Get,
+    /// A `Get` that has its answer.
+    Got,
     /// The row becomes this.
     Set(Option<Entry>),
     Page,
@@ -158,7 +160,9 @@ impl MemHome {
 impl ShardIndex for MemHome {
     fn get(&self, shard: ShardId) -> Result<Option<Entry>, IndexError> {
         self.pass(Call::Get);
-        self.with(|memory| memory.rows.get(&shard).copied())
+        let row = self.with(|memory| memory.rows.get(&shard).copied());
+        self.pass(Call::Got);
+        row
     }
 
     fn set(&self, shard: ShardId, entry: Option<Entry>) -> Result<Option<Entry>, IndexError> {

@@ -11,7 +11,6 @@
 //! Nothing here is undone by a crash in the middle: every step can be repeated.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use holdfast_proto::error::Fault;
 use holdfast_proto::v1::FaultKind;
@@ -93,10 +92,7 @@ pub(super) fn open(
     match replayed {
         Some(Ok(())) => {}
         Some(Err(error)) => shared.index_failed(&error.to_string()),
-        None => {
-            shared.recovering.store(true, Ordering::Release);
-            shared.overlay.ask_rebuild();
-        }
+        None => shared.index_missing(),
     }
     Ok(Opened { shared, segment, recount: !clean })
 }

@@ -404,9 +404,6 @@ impl Target {
     /// # Errors
     /// `SHARD_UNKNOWN` until the index is whole.
     pub(crate) async fn list(&self, after: Option<ShardId>, limit: usize) -> Result<ShardPage, Fault> {
-        if self.shared.is_recovering() {
-            return Err(unknown());
-        }
         let shared = Arc::clone(&self.shared);
         blocking(move || shared.list(after, limit)).await?.ok_or_else(unknown)
     }
