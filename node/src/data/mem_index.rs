@@ -34,7 +34,8 @@ pub(super) enum Call {
 struct Plan {
     is_it: Box<dyn Fn(Call) -> bool + Send>,
     reached: mpsc::Sender<()>,
-    go: mpsc::Receiver<()>,
+    /// None: it panics.
+    go: Option<mpsc::Receiver<()>>,
 }
 
 /// A call that waits until this is dropped.
@@ -57,6 +58,7 @@ struct Memory {
     checkpoint: Option<Checkpoint>,
     steps: Vec<Step>,
     broken: bool,
+    for_good: bool,
 }
 
 impl Memory {
@@ -111,8 +113,19 @@ impl MemHome {
     /// Makes the first call from now on that `is_it` wait.
     pub(super) fn pause(&self, is_it: impl Fn(Call) -> bool + Send + 'static) -> Paused {
         let ((reached, is_reached), (may_go, go)) = (mpsc::channel(), mpsc::channel());
-        *self.2.0.lock() = Some(Plan { is_it: Box::new(is_it), reached, go });
+        *self.2.0.lock() = Some(Plan { is_it: Box::new(is_it), reached, go: Some(go) });
         Paused { reached: is_reached, _go: may_go }
+    }
+
+    /// Makes the first call from now on that `is_it` panic.
+    pub(super) fn panic_in(&self, is_it: impl Fn(Call) -> bool + Send + 'static) {
+        *self.2.0.lock() = Some(Plan { is_it: Box::new(is_it), reached: mpsc::channel().0, go: None });
+    }
+
+    /// From now on, it can neither be used nor opened.
+    pub(super) fn break_for_good(&self) {
+        let mut memory = self.0.lock();
+        (memory.broken, memory.for_good) = (true, true);
     }
 
     fn pass(&self, call: Call) {
@@ -123,7 +136,8 @@ impl MemHome {
         if let Some(plan) = plan {
             // Both fail only when the test no longer minds.
             let _ = plan.reached.send(());
-            let _ = plan.go.recv();
+            let go = plan.go.expect("a planned panic inside the index");
+            let _ = go.recv();
         }
     }
 
@@ -145,7 +159,9 @@ impl IndexHome for MemHome {
     }
 
     fn wipe(&self) -> io::Result<()> {
-        *self.0.lock() = Memory::default();
+        let mut memory = self.0.lock();
+        let for_good = memory.for_good;
+        *memory = Memory { broken: for_good, for_good, ..Memory::default() };
         Ok(())
     }
 }

@@ -72,7 +72,8 @@ pub(super) fn open(
     let index = index.filter(|_| covered <= tail.end);
 
     let space = SpaceWatch::new(config.dir.clone(), env, config.thresholds);
-    let shared = Shared::new(directory, home, Overlay::new(tail.end, config.index_batch), index_home, space);
+    let overlay = Overlay::new(tail.end, config.index_batch, config.index_lag_max);
+    let shared = Shared::new(directory, home, overlay, index_home, space);
     shared.count_damage(tail.damaged);
     let segment = match tail.resume(&shared.home) {
         Ok(segment) => Some(segment),

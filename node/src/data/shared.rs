@@ -211,6 +211,8 @@ impl Shared {
             metrics::counter!("holdfast_data_targets_failed_total").increment(1);
             *held = Some(fault);
         }
+        drop(held);
+        self.overlay.let_pass();
     }
 
     /// Why the target takes no more writes, if so.

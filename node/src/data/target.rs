@@ -58,6 +58,9 @@ pub(crate) struct TargetConfig {
     pub(crate) index_cache_bytes: u64,
     /// Acknowledged changes move from memory into the index once there are so many, or a second later.
     pub(crate) index_batch: usize,
+    /// Writing waits when so many acknowledged changes have not been moved into the index. The default bounds their
+    /// memory to a few tens of MiB.
+    pub(crate) index_lag_max: usize,
     /// Longest batch, bytes; at least one full shard fits whatever is said here.
     pub(crate) batch_bytes: usize,
     /// Bodies waiting to be written, at most, bytes.
@@ -76,6 +79,7 @@ impl TargetConfig {
             direct_io: DirectIo::Auto,
             index_cache_bytes: 16 << 20,
             index_batch: 4096,
+            index_lag_max: 1 << 17,
             batch_bytes: 4 << 20,
             queue_bytes: 32 << 20,
             thresholds: Thresholds::default(),

@@ -91,7 +91,7 @@ struct Staged {
 pub(super) struct Writer {
     shared: Arc<Shared>,
     queue: mpsc::Receiver<Queued>,
-    /// None once writing failed.
+    /// None once the target has failed.
     segment: Option<ActiveSegment>,
     batch: Batch,
     segment_bytes: u64,
@@ -121,11 +121,15 @@ impl Writer {
 
     /// Writes `first` and whatever else is queued and fits; returns a job that did not fit.
     fn commit_group(&mut self, first: Queued) -> Option<Queued> {
-        let Some(mut segment) = self.segment.take() else {
-            let fault =
-                self.shared.fault().unwrap_or_else(|| Fault::new(FaultKind::DiskFailed, "not writable"));
+        if let Some(fault) = self.shared.fault() {
+            // Whoever found it; nothing may be written any more.
+            self.segment = None;
             // The asker may be gone; it then has no use for the answer.
             let _ = first.done.send(Err(fault));
+            return None;
+        }
+        let Some(mut segment) = self.segment.take() else {
+            let _ = first.done.send(Err(Fault::new(FaultKind::DiskFailed, "not writable")));
             return None;
         };
         if segment.is_full_for(first.job.record_bytes(), first.job.entries(), self.segment_bytes) {
