@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use holdfast_proto::id::ShardId;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::index::{Checkpoint, IndexError, IndexHome, ShardIndex};
 use super::record::Entry;
@@ -22,6 +22,7 @@ enum Step {
 /// A call of the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
+    Open,
     Get,
     /// A `Get` that has its answer.
     Got,
@@ -77,7 +78,7 @@ impl Memory {
 
 /// The home of an index in memory; clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct MemHome(Arc<Mutex<Memory>>, Arc<Mutex<()>>, Arc<Plans>);
+pub(super) struct MemHome(Arc<Mutex<Memory>>, Arc<Plans>);
 
 #[derive(Default)]
 struct Plans(Mutex<Option<Plan>>);
@@ -105,21 +106,16 @@ impl MemHome {
         self.0.lock().broken = true;
     }
 
-    /// Until this is dropped, opening it waits.
-    pub(super) fn hold_opens(&self) -> MutexGuard<'_, ()> {
-        self.1.lock()
-    }
-
     /// Makes the first call from now on that `is_it` wait.
     pub(super) fn pause(&self, is_it: impl Fn(Call) -> bool + Send + 'static) -> Paused {
         let ((reached, is_reached), (may_go, go)) = (mpsc::channel(), mpsc::channel());
-        *self.2.0.lock() = Some(Plan { is_it: Box::new(is_it), reached, go: Some(go) });
+        *self.1.0.lock() = Some(Plan { is_it: Box::new(is_it), reached, go: Some(go) });
         Paused { reached: is_reached, _go: may_go }
     }
 
     /// Makes the first call from now on that `is_it` panic.
     pub(super) fn panic_in(&self, is_it: impl Fn(Call) -> bool + Send + 'static) {
-        *self.2.0.lock() = Some(Plan { is_it: Box::new(is_it), reached: mpsc::channel().0, go: None });
+        *self.1.0.lock() = Some(Plan { is_it: Box::new(is_it), reached: mpsc::channel().0, go: None });
     }
 
     /// From now on, it can neither be used nor opened.
@@ -130,7 +126,7 @@ impl MemHome {
 
     fn pass(&self, call: Call) {
         let plan = {
-            let mut plan = self.2.0.lock();
+            let mut plan = self.1.0.lock();
             if plan.as_ref().is_some_and(|plan| (plan.is_it)(call)) { plan.take() } else { None }
         };
         if let Some(plan) = plan {
@@ -151,7 +147,7 @@ impl MemHome {
 
 impl IndexHome for MemHome {
     fn open(&self) -> Result<Arc<dyn ShardIndex>, IndexError> {
-        let _turn = self.1.lock();
+        self.pass(Call::Open);
         if self.0.lock().broken {
             return Err(IndexError("broken".to_owned()));
         }

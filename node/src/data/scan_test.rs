@@ -8,6 +8,7 @@ use holdfast_proto::error::Fault;
 use holdfast_proto::v1::FaultKind;
 
 use super::footer::LogEntry;
+use super::mem_index::Call;
 use super::record::{BATCH_ALIGN, Position, RecordKey};
 use super::scan::scan;
 use super::segment::{ActiveSegment, Batch, SegmentHome, segment_path};
@@ -87,7 +88,7 @@ async fn punched_in_the_last_batch() -> Machine {
     machine.config.index_batch = 1;
     let target = machine.open().await;
     {
-        let _held = machine.index.hold_opens();
+        let _rebuild = machine.index.pause(|call| call == Call::Open);
         machine.index.break_it();
         assert_eq!(target.stat(&[wire(1)]).unwrap_err().kind, FaultKind::ShardUnknown);
         let jobs = [put(&target, 0, 10), put(&target, 1, 70_000), put(&target, 2, 5000), delete(&target, 1)];
@@ -117,5 +118,34 @@ async fn a_batch_whose_dead_payload_was_punched_is_not_torn() {
         assert_eq!(found.data, shard(2, 5000).1);
         assert_eq!(target.get(&wire(1), 0, 0).await.unwrap_err().kind, FaultKind::ShardAbsent);
         assert_eq!(target.report().corrupt_blocks, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_footer_whose_trailer_was_torn_off_is_a_torn_batch() {
+    let machine = Machine::new();
+    let target = machine.open().await;
+    put(&target, 1, 200_000).await.unwrap();
+    put(&target, 2, 100_000).await.unwrap();
+    drop(target);
+    // As if the machine had gone down in the middle of the footer: its trailer and what came after are not there.
+    let segments = machine.disk.paths().into_iter();
+    let segments: Vec<_> =
+        segments.filter(|path| path.extension().is_some_and(|end| end == "seg")).collect();
+    assert_eq!(segments.len(), 2);
+    machine.disk.damage(&segments[0], |content| {
+        let trailer = content.len() - 64;
+        content[trailer..].fill(0);
+    });
+    machine.disk.remove(&segments[1]).unwrap();
+    machine.disk.power_cut(1);
+    for _ in 0..2 {
+        let target = machine.open().await;
+        assert_eq!(target.get(&wire(1), 0, 0).await.unwrap().data, shard(1, 200_000).1);
+        assert_eq!(target.report().corrupt_blocks, 0);
+        // It is sealed again.
+        put(&target, 2, 100_000).await.unwrap();
+        drop(target);
+        machine.disk.power_cut(1);
     }
 }
