@@ -2,6 +2,7 @@
 
 use holdfast_proto::v1::FaultKind;
 
+use super::mem_index::Call;
 use super::sim_disk::{On, Trouble};
 use super::target::Target;
 use super::testing::{Machine, shard, until, wire};
@@ -202,4 +203,53 @@ async fn an_index_that_names_another_place_never_serves_other_bytes() {
     machine.index.point_elsewhere(super::testing::shard_id(3));
     assert_eq!(get(&target, 3).await, Err(FaultKind::Corrupt));
     assert_eq!(get(&target, 4).await, Ok(shard(4, 100).1));
+}
+
+async fn in_time<T>(call: impl Future<Output = T>) -> T {
+    tokio::time::timeout(std::time::Duration::from_secs(30), call).await.expect("it waits for ever")
+}
+
+#[tokio::test]
+async fn an_indexer_that_panics_ends_writing_and_keeps_nobody_waiting() {
+    let mut machine = Machine::new();
+    machine.config.index_lag_max = 8;
+    let target = machine.open().await;
+    machine.index.panic_in(|call| matches!(call, Call::Set(_)));
+    let mut stored = 0;
+    while in_time(put(&target, stored, 100)).await.is_ok() {
+        stored += 1;
+        assert!(stored < 100_000, "nobody noticed");
+    }
+    assert_eq!(put(&target, stored, 100).await, Err(FaultKind::DiskFailed));
+    let report = target.report();
+    assert!(!report.writable && report.fault.contains("indexer"), "{report:?}");
+    for number in 0..stored {
+        assert_eq!(get(&target, number).await, Ok(shard(number, 100).1), "reads go on");
+    }
+    target.shutdown().await;
+    drop(target);
+    machine.disk.kill();
+    let target = machine.open().await;
+    for number in 0..stored {
+        assert_eq!(get(&target, number).await, Ok(shard(number, 100).1));
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_cannot_be_rebuilt_ends_writing_once_too_much_waits_for_it() {
+    let mut machine = Machine::new();
+    machine.config.index_lag_max = 8;
+    let target = machine.open().await;
+    put(&target, 0, 100).await.unwrap();
+    machine.index.break_for_good();
+    let mut stored = 1;
+    while in_time(put(&target, stored, 100)).await.is_ok() {
+        stored += 1;
+        assert!(stored < 100_000, "nobody noticed");
+    }
+    assert!(stored > 8, "it goes on without an index for a while");
+    assert!(!target.report().writable);
+    for number in 1..stored {
+        assert_eq!(get(&target, number).await, Ok(shard(number, 100).1), "reads go on");
+    }
 }

@@ -7,10 +7,10 @@ use holdfast_proto::v1::FaultKind;
 use super::index::{
     Checkpoint, IndexHome, Totals, decode_checkpoint, decode_entry, encode_checkpoint, encode_entry,
 };
-use super::mem_index::MemHome;
+use super::mem_index::{Call, MemHome};
 use super::record::{Entry, Position};
 use super::sled_index::SledHome;
-use super::target::TargetConfig;
+use super::target::{Target, TargetConfig};
 use super::testing::{Machine, REALM, open_real, recovered, shard, shard_id, until, wire};
 
 fn entry(offset: u64) -> Entry {
@@ -88,6 +88,84 @@ async fn an_index_that_breaks_while_running_is_rebuilt_and_nothing_is_forgotten(
     assert_eq!(target.get(&wire(4), 0, 0).await.unwrap_err().kind, FaultKind::ShardAbsent);
     until("all are counted", || target.report().shards == 16).await;
     target.shutdown().await;
+}
+
+/// Shard 1 is in the first segment, its tombstone in a later one, and the index has it all.
+async fn stored_and_removed() -> (Machine, Arc<Target>) {
+    let mut machine = Machine::new();
+    machine.config.index_batch = 1;
+    let target = machine.open().await;
+    for number in 1..6 {
+        let (meta, data) = shard(number, 70_000);
+        target.put(meta, data).await.unwrap();
+    }
+    until("the index has them", || target.report().shards == 5).await;
+    target.delete(&[wire(1)]).await.unwrap();
+    until("the index has it all", || target.report().shards == 4).await;
+    (machine, target)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_during_a_rebuild_is_not_taken_for_done_by_a_record_that_the_rebuild_then_removes() {
+    let (machine, target) = stored_and_removed().await;
+    let rebuild = machine.index.pause(|call| call == Call::Set(None));
+    machine.index.break_it();
+    assert_eq!(target.stat(&[wire(1)]).unwrap_err().kind, FaultKind::ShardUnknown);
+    rebuild.wait();
+    assert_eq!(target.stat(&[wire(1)]).unwrap_err().kind, FaultKind::ShardUnknown, "named, but dead");
+    let (meta, data) = shard(1, 70_000);
+    target.put(meta.clone(), data.clone()).await.unwrap();
+    let syncs = machine.disk.syncs();
+    target.put(meta, data.clone()).await.unwrap();
+    assert_eq!(machine.disk.syncs(), syncs, "what was stored during the rebuild is known to be here");
+    drop(rebuild);
+    recovered(&target).await;
+    for _ in 0..2 {
+        assert_eq!(target.get(&wire(1), 0, 0).await.expect("it was acknowledged").data, data);
+        until("all are counted", || target.report().shards == 5).await;
+    }
+    assert_eq!(target.report().corrupt_blocks, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn absence_is_not_read_from_an_index_that_a_rebuild_emptied_meanwhile() {
+    for (kind, rebuild_ends_first) in [(Call::Get, false), (Call::Get, true), (Call::Page, false)] {
+        let (machine, target) = stored_and_removed().await;
+        // A reader sees that the index is whole, and stops there.
+        let reader = machine.index.pause(move |call| call == kind);
+        let answer = tokio::spawn({
+            let target = Arc::clone(&target);
+            async move {
+                match kind {
+                    Call::Page => target.list(None, 100).await.map(|page| page.shards.len() == 4),
+                    _ => target.get(&wire(2), 0, 0).await.map(|found| found.data == shard(2, 70_000).1),
+                }
+            }
+        });
+        reader.wait();
+        // The index fails and is wiped; its rebuild stops before the first row.
+        let rebuild = machine.index.pause(|call| matches!(call, Call::Set(Some(_))));
+        machine.index.break_it();
+        assert_eq!(target.stat(&[wire(1)]).unwrap_err().kind, FaultKind::ShardUnknown);
+        rebuild.wait();
+        if rebuild_ends_first {
+            let asked = machine.index.pause(|call| call == Call::Got);
+            drop(reader);
+            asked.wait();
+            drop(rebuild);
+            recovered(&target).await;
+            drop(asked);
+            let fault = answer.await.unwrap().unwrap_err();
+            assert_eq!(fault.kind, FaultKind::ShardUnknown, "{kind:?}: {fault}");
+        } else {
+            drop(reader);
+            let fault = answer.await.unwrap().unwrap_err();
+            assert_eq!(fault.kind, FaultKind::ShardUnknown, "{kind:?}: {fault}");
+            drop(rebuild);
+            recovered(&target).await;
+        }
+        assert_eq!(target.get(&wire(2), 0, 0).await.unwrap().data, shard(2, 70_000).1);
+    }
 }
 
 #[tokio::test]

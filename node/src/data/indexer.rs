@@ -6,7 +6,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use holdfast_proto::error::Fault;
@@ -41,6 +40,7 @@ enum RebuildError {
 
 /// Runs until the target stops. `recount`: the totals are from before the changes that were replayed.
 pub(super) fn run(shared: &Shared, cancel: &CancellationToken, recount: bool) {
+    let _guard = PanicGuard(shared);
     if recount && !shared.is_recovering() {
         count(shared, cancel);
     }
@@ -50,6 +50,18 @@ pub(super) fn run(shared: &Shared, cancel: &CancellationToken, recount: bool) {
             Work::Rebuild => rebuild_until_done(shared, cancel),
             Work::Stop => return close_cleanly(shared),
             Work::Abandon => return,
+        }
+    }
+}
+
+/// Without its indexer a target's changes stay in memory: a panic takes it out of writing, and lets a writer go that
+/// waits for room. What is acknowledged stays readable.
+struct PanicGuard<'a>(&'a Shared);
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(Fault::new(FaultKind::DiskFailed, "the indexer panicked"));
         }
     }
 }
@@ -136,7 +148,7 @@ fn rebuild_until_done(shared: &Shared, cancel: &CancellationToken) {
     match rebuild(shared, cancel) {
         Ok(checkpoint) => {
             *shared.totals.lock() = checkpoint.totals;
-            shared.recovering.store(false, Ordering::Release);
+            shared.end_recovery();
             tracing::info!(target_dir = %dir, shards = checkpoint.totals.shards, "the shard index was rebuilt");
             return;
         }
@@ -148,6 +160,11 @@ fn rebuild_until_done(shared: &Shared, cancel: &CancellationToken) {
         }
         Err(error) => {
             tracing::error!(target_dir = %dir, %error, "the shard index could not be rebuilt, trying again");
+            if shared.overlay.is_full() {
+                // Nobody waits for an index that may never come.
+                let text = format!("too many changes wait for the shard index, and it cannot be rebuilt: {error}");
+                shared.fail(Fault::new(FaultKind::DiskFailed, text));
+            }
             shared.overlay.pause(RETRY_AFTER);
         }
     }

@@ -1,9 +1,11 @@
 //! An index in memory that survives a killed process as badly as it is allowed to, for tests.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use holdfast_proto::id::ShardId;
 use parking_lot::Mutex;
@@ -17,12 +19,47 @@ enum Step {
     Checkpoint(Checkpoint),
 }
 
+/// A call of the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Call {
+    Open,
+    Get,
+    /// A `Get` that has its answer.
+    Got,
+    /// The row becomes this.
+    Set(Option<Entry>),
+    Page,
+}
+
+/// What befalls the first call of a kind, before it has any effect.
+struct Plan {
+    is_it: Box<dyn Fn(Call) -> bool + Send>,
+    reached: mpsc::Sender<()>,
+    /// None: it panics.
+    go: Option<mpsc::Receiver<()>>,
+}
+
+/// A call that waits until this is dropped.
+#[derive(Debug)]
+pub(super) struct Paused {
+    reached: mpsc::Receiver<()>,
+    _go: mpsc::Sender<()>,
+}
+
+impl Paused {
+    /// Waits until the call is there.
+    pub(super) fn wait(&self) {
+        self.reached.recv_timeout(Duration::from_secs(30)).expect("the call never came");
+    }
+}
+
 #[derive(Debug, Default)]
 struct Memory {
     rows: BTreeMap<ShardId, Entry>,
     checkpoint: Option<Checkpoint>,
     steps: Vec<Step>,
     broken: bool,
+    for_good: bool,
 }
 
 impl Memory {
@@ -41,7 +78,16 @@ impl Memory {
 
 /// The home of an index in memory; clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct MemHome(Arc<Mutex<Memory>>);
+pub(super) struct MemHome(Arc<Mutex<Memory>>, Arc<Plans>);
+
+#[derive(Default)]
+struct Plans(Mutex<Option<Plan>>);
+
+impl fmt::Debug for Plans {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Plans")
+    }
+}
 
 impl MemHome {
     /// Forgets a suffix of what was done, as a killed process may. `keep` in thousandths.
@@ -60,6 +106,37 @@ impl MemHome {
         self.0.lock().broken = true;
     }
 
+    /// Makes the first call from now on that `is_it` wait.
+    pub(super) fn pause(&self, is_it: impl Fn(Call) -> bool + Send + 'static) -> Paused {
+        let ((reached, is_reached), (may_go, go)) = (mpsc::channel(), mpsc::channel());
+        *self.1.0.lock() = Some(Plan { is_it: Box::new(is_it), reached, go: Some(go) });
+        Paused { reached: is_reached, _go: may_go }
+    }
+
+    /// Makes the first call from now on that `is_it` panic.
+    pub(super) fn panic_in(&self, is_it: impl Fn(Call) -> bool + Send + 'static) {
+        *self.1.0.lock() = Some(Plan { is_it: Box::new(is_it), reached: mpsc::channel().0, go: None });
+    }
+
+    /// From now on, it can neither be used nor opened.
+    pub(super) fn break_for_good(&self) {
+        let mut memory = self.0.lock();
+        (memory.broken, memory.for_good) = (true, true);
+    }
+
+    fn pass(&self, call: Call) {
+        let plan = {
+            let mut plan = self.1.0.lock();
+            if plan.as_ref().is_some_and(|plan| (plan.is_it)(call)) { plan.take() } else { None }
+        };
+        if let Some(plan) = plan {
+            // Both fail only when the test no longer minds.
+            let _ = plan.reached.send(());
+            let go = plan.go.expect("a planned panic inside the index");
+            let _ = go.recv();
+        }
+    }
+
     /// Loses a row behind everyone's back.
     pub(super) fn point_elsewhere(&self, shard: ShardId) {
         if let Some(entry) = self.0.lock().rows.get_mut(&shard) {
@@ -70,6 +147,7 @@ impl MemHome {
 
 impl IndexHome for MemHome {
     fn open(&self) -> Result<Arc<dyn ShardIndex>, IndexError> {
+        self.pass(Call::Open);
         if self.0.lock().broken {
             return Err(IndexError("broken".to_owned()));
         }
@@ -77,7 +155,9 @@ impl IndexHome for MemHome {
     }
 
     fn wipe(&self) -> io::Result<()> {
-        *self.0.lock() = Memory::default();
+        let mut memory = self.0.lock();
+        let for_good = memory.for_good;
+        *memory = Memory { broken: for_good, for_good, ..Memory::default() };
         Ok(())
     }
 }
@@ -91,14 +171,19 @@ impl MemHome {
 
 impl ShardIndex for MemHome {
     fn get(&self, shard: ShardId) -> Result<Option<Entry>, IndexError> {
-        self.with(|memory| memory.rows.get(&shard).copied())
+        self.pass(Call::Get);
+        let row = self.with(|memory| memory.rows.get(&shard).copied());
+        self.pass(Call::Got);
+        row
     }
 
     fn set(&self, shard: ShardId, entry: Option<Entry>) -> Result<Option<Entry>, IndexError> {
+        self.pass(Call::Set(entry));
         self.with(|memory| memory.take(Step::Set(shard, entry)))
     }
 
     fn page(&self, after: Option<ShardId>, limit: usize) -> Result<Vec<(ShardId, Entry)>, IndexError> {
+        self.pass(Call::Page);
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.with(|memory| {
             let rows = memory.rows.range((start, Bound::Unbounded)).take(limit);

@@ -44,6 +44,8 @@ mod index_test;
 #[cfg(test)]
 mod model_test;
 #[cfg(test)]
+mod scan_test;
+#[cfg(test)]
 mod service_test;
 #[cfg(test)]
 mod target_test;

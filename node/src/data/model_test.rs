@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use holdfast_proto::id::ShardId;
 use holdfast_proto::v1::FaultKind;
 use proptest::prelude::*;
 
+use super::mem_index::Call;
+use super::scan_test::{delete, put};
 use super::sim_disk::{On, Trouble};
 use super::target::Target;
 use super::testing::{Machine, shard, shard_id, wire};
@@ -18,6 +21,8 @@ enum Step {
     /// All at once.
     Put(Vec<u32>),
     Delete(Vec<u32>),
+    /// While the index is rebuilt, so that all of it is queued as it comes: puts (true) and deletes in one batch.
+    Together(Vec<(bool, u32)>),
     CleanRestart,
     Kill {
         index_keeps: usize,
@@ -27,18 +32,23 @@ enum Step {
     },
     /// The process dies after so many more disk operations.
     DieAfter(u64),
+    /// So many syncs on, one fails.
+    FailSync(u64),
     BreakIndex,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let mixed = prop::collection::vec((any::<bool>(), 0..NUMBERS / 3), 2..16);
     let numbers = || prop::collection::vec(0..NUMBERS, 1..6);
     let step = prop_oneof![
         12 => numbers().prop_map(Step::Put),
         6 => numbers().prop_map(Step::Delete),
+        6 => mixed.prop_map(Step::Together),
         1 => Just(Step::CleanRestart),
         2 => (0..1001usize).prop_map(|index_keeps| Step::Kill { index_keeps }),
         2 => any::<u64>().prop_map(|seed| Step::PowerCut { seed }),
         2 => (0..12u64).prop_map(Step::DieAfter),
+        1 => (0..6u64).prop_map(Step::FailSync),
         1 => Just(Step::BreakIndex),
     ];
     prop::collection::vec(step, 1..40)
@@ -58,8 +68,10 @@ struct Run {
 }
 
 impl Run {
-    async fn new() -> Self {
-        let machine = Machine::new();
+    async fn new(index_batch: usize, segment_kib: u64) -> Self {
+        let mut machine = Machine::new();
+        machine.config.index_batch = index_batch;
+        machine.config.segment_bytes = segment_kib << 10;
         let target = machine.open().await;
         Self { machine, target, model: (0..NUMBERS).map(|number| (number, Some(false))).collect() }
     }
@@ -84,6 +96,43 @@ impl Run {
             let before = self.model[number];
             let now = if outcome.is_ok() || before == Some(false) { Some(false) } else { None };
             self.model.insert(*number, now);
+        }
+    }
+
+    async fn together(&mut self, jobs: &[(bool, u32)]) {
+        let rebuild = self.machine.index.pause(|call| call == Call::Open);
+        self.machine.index.break_it();
+        // Whoever asks finds out.
+        let _ = self.target.stat(&[wire(0)]);
+        let target = &self.target;
+        let mut running = futures::future::join_all(jobs.iter().map(|(is_put, number)| match is_put {
+            true => put(target, *number, length(*number)),
+            false => delete(target, *number),
+        }));
+        let now = {
+            let _held = self.machine.disk.hold_syncs();
+            (&mut running).now_or_never()
+        };
+        let outcomes = match now {
+            Some(outcomes) => outcomes,
+            None => running.await,
+        };
+        drop(rebuild);
+        let all_done = outcomes.iter().all(Result::is_ok);
+        for (is_put, number) in jobs {
+            let one_sided = jobs.iter().all(|(other, same)| same != number || other == is_put);
+            let known = if all_done && one_sided { Some(*is_put) } else { None };
+            if known.is_some() || self.model[number] != Some(*is_put) || !one_sided {
+                self.model.insert(*number, known);
+            }
+        }
+        if all_done {
+            // Which came last is not known, but it is settled.
+            for (_, number) in jobs {
+                let found = is_there(target, *number).await;
+                assert_eq!(found, self.model[number].unwrap_or(found), "shard {number} after {jobs:?}");
+                self.model.insert(*number, Some(found));
+            }
         }
     }
 
@@ -145,12 +194,13 @@ async fn is_there(target: &Target, number: u32) -> bool {
     }
 }
 
-async fn run(steps: Vec<Step>) {
-    let mut run = Run::new().await;
+async fn run(steps: Vec<Step>, index_batch: usize, segment_kib: u64) {
+    let mut run = Run::new(index_batch, segment_kib).await;
     for step in steps {
         match step {
             Step::Put(numbers) => run.put(&numbers).await,
             Step::Delete(numbers) => run.delete(&numbers).await,
+            Step::Together(jobs) => run.together(&jobs).await,
             Step::CleanRestart => {
                 run.target.shutdown().await;
                 run = run.restart(|machine| machine.disk.kill()).await;
@@ -165,6 +215,7 @@ async fn run(steps: Vec<Step>) {
             }
             Step::PowerCut { seed } => run = run.restart(|machine| machine.disk.power_cut(seed)).await,
             Step::DieAfter(operations) => run.machine.disk.plan(On::Any, operations, Trouble::Die),
+            Step::FailSync(syncs) => run.machine.disk.plan(On::Sync, syncs, Trouble::Fail(5)),
             Step::BreakIndex => run.machine.index.break_it(),
         }
         run.check().await;
@@ -172,12 +223,21 @@ async fn run(steps: Vec<Step>) {
     run.restart(|machine| machine.disk.power_cut(0)).await.check().await;
 }
 
+/// More of them: `PROPTEST_CASES=5000`.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(48)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
-    fn a_target_is_a_map_that_forgets_nothing_acknowledged(steps in steps()) {
+    fn a_target_is_a_map_that_forgets_nothing_acknowledged(
+        steps in steps(),
+        index_batch in prop_oneof![Just(1usize), Just(8)],
+        segment_kib in prop_oneof![Just(100u64), Just(256)],
+    ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(run(steps));
+        runtime.block_on(run(steps, index_batch, segment_kib));
     }
 }

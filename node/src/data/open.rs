@@ -11,7 +11,6 @@
 //! Nothing here is undone by a crash in the middle: every step can be repeated.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use holdfast_proto::error::Fault;
 use holdfast_proto::v1::FaultKind;
@@ -73,7 +72,8 @@ pub(super) fn open(
     let index = index.filter(|_| covered <= tail.end);
 
     let space = SpaceWatch::new(config.dir.clone(), env, config.thresholds);
-    let shared = Shared::new(directory, home, Overlay::new(tail.end, config.index_batch), index_home, space);
+    let overlay = Overlay::new(tail.end, config.index_batch, config.index_lag_max);
+    let shared = Shared::new(directory, home, overlay, index_home, space);
     shared.count_damage(tail.damaged);
     let segment = match tail.resume(&shared.home) {
         Ok(segment) => Some(segment),
@@ -93,10 +93,7 @@ pub(super) fn open(
     match replayed {
         Some(Ok(())) => {}
         Some(Err(error)) => shared.index_failed(&error.to_string()),
-        None => {
-            shared.recovering.store(true, Ordering::Release);
-            shared.overlay.ask_rebuild();
-        }
+        None => shared.index_missing(),
     }
     Ok(Opened { shared, segment, recount: !clean })
 }

@@ -15,8 +15,6 @@ use super::record::{Entry, Position};
 
 /// Changes move to the index when so much time has passed, however few they are.
 const MOVE_AFTER: Duration = Duration::from_secs(1);
-/// The writer waits when so many changes have not been moved: bounds memory to a few tens of MiB.
-const CHANGES_MAX: usize = 1 << 17;
 
 /// `None` is a deletion.
 pub(super) type Changes = BTreeMap<ShardId, Option<Entry>>;
@@ -34,6 +32,8 @@ struct State {
     rebuild: bool,
     stop: bool,
     abandon: bool,
+    /// Nobody waits for room any more: no room will come, or no more changes will.
+    let_pass: bool,
 }
 
 /// See the module.
@@ -41,9 +41,13 @@ struct State {
 pub(super) struct Overlay {
     /// Changes move to the index once there are so many.
     move_at: usize,
+    /// The writer waits when so many changes have not been moved.
+    changes_max: usize,
     state: Mutex<State>,
     work: Condvar,
     room: Condvar,
+    /// Ends a pause of the indexer.
+    hurry: Condvar,
 }
 
 /// What the overlay knows of a shard.
@@ -70,9 +74,9 @@ pub(super) enum Work {
 
 impl Overlay {
     /// In front of an index that misses nothing before `published`.
-    pub(super) fn new(published: Position, move_at: usize) -> Self {
+    pub(super) fn new(published: Position, move_at: usize, changes_max: usize) -> Self {
         let state = Mutex::new(State { published, ..State::default() });
-        Self { move_at, state, work: Condvar::new(), room: Condvar::new() }
+        Self { move_at, changes_max, state, work: Condvar::new(), room: Condvar::new(), hurry: Condvar::new() }
     }
 
     pub(super) fn look(&self, shard: ShardId) -> Known {
@@ -84,7 +88,7 @@ impl Overlay {
         }
     }
 
-    /// Makes a durable batch visible. Waits while too many changes have not been moved.
+    /// Makes a durable batch visible. Waits while too many changes have not been moved, until [`Self::let_pass`].
     pub(super) fn publish(
         &self,
         changes: impl IntoIterator<Item = (ShardId, Option<Entry>)>,
@@ -92,7 +96,8 @@ impl Overlay {
         published: Position,
     ) {
         let mut state = self.state.lock();
-        while state.pending.len() >= CHANGES_MAX && !state.stop {
+        while state.pending.len() >= self.changes_max && !state.stop && !state.let_pass {
+            self.hurry.notify_all();
             self.room.wait(&mut state);
         }
         let was_idle = state.pending.is_empty() && state.freed.is_empty();
@@ -104,6 +109,17 @@ impl Overlay {
         if wake {
             self.work.notify_one();
         }
+    }
+
+    /// Whether the writer waits, or would.
+    pub(super) fn is_full(&self) -> bool {
+        self.state.lock().pending.len() >= self.changes_max
+    }
+
+    /// From now on nobody waits for room: the target takes no more writes, so what comes is bounded by its queue.
+    pub(super) fn let_pass(&self) {
+        self.state.lock().let_pass = true;
+        self.room.notify_all();
     }
 
     /// Everything in the log before this has been published.
@@ -189,6 +205,7 @@ impl Overlay {
         self.state.lock().stop = true;
         self.work.notify_all();
         self.room.notify_all();
+        self.hurry.notify_all();
     }
 
     /// Makes the indexer end at once, as if the process had been killed.
@@ -201,11 +218,12 @@ impl Overlay {
         self.state.lock().stop
     }
 
-    /// Waits for `time` or until the overlay stops.
+    /// Waits for `time`, or until the overlay stops or a writer begins to wait for room.
     pub(super) fn pause(&self, time: Duration) {
         let mut state = self.state.lock();
-        if !state.stop {
-            self.work.wait_for(&mut state, time);
+        let awaited = state.pending.len() >= self.changes_max && !state.let_pass;
+        if !state.stop && !awaited {
+            self.hurry.wait_for(&mut state, time);
         }
     }
 }
@@ -226,7 +244,7 @@ mod tests {
 
     #[test]
     fn changes_stay_visible_while_they_move_and_after_a_failed_move() {
-        let overlay = Overlay::new(Position::new(1, 0), 4);
+        let overlay = Overlay::new(Position::new(1, 0), 4, 100);
         overlay.publish([(shard(1), Some(entry(1)))], &mut Vec::new(), Position::new(1, 10));
         overlay.stop();
         let Work::Move { covered, .. } = overlay.next_work() else { panic!("a change moves") };
@@ -242,8 +260,33 @@ mod tests {
     }
 
     #[test]
+    fn a_writer_that_waits_for_room_is_let_pass_when_none_will_come() {
+        let overlay = Arc::new(Overlay::new(Position::new(1, 0), 4, 2));
+        let publish = |overlay: &Overlay, index| {
+            overlay.publish([(shard(index), Some(entry(1)))], &mut Vec::new(), Position::new(1, 10));
+        };
+        publish(&overlay, 1);
+        assert!(!overlay.is_full());
+        publish(&overlay, 2);
+        assert!(overlay.is_full());
+        let (done, is_done) = std::sync::mpsc::channel();
+        let waiting = std::thread::spawn({
+            let overlay = Arc::clone(&overlay);
+            move || {
+                publish(&overlay, 3);
+                let _ = done.send(());
+            }
+        });
+        assert!(is_done.try_recv().is_err());
+        overlay.let_pass();
+        is_done.recv_timeout(Duration::from_secs(30)).expect("it waits for room that never comes");
+        waiting.join().unwrap();
+        assert_eq!(overlay.look(shard(3)), Known::Here(entry(1)));
+    }
+
+    #[test]
     fn a_page_holds_the_newest_of_each_shard() {
-        let overlay = Overlay::new(Position::new(1, 0), 4);
+        let overlay = Overlay::new(Position::new(1, 0), 4, 100);
         overlay.publish(
             [(shard(1), Some(entry(1))), (shard(2), Some(entry(2)))],
             &mut Vec::new(),

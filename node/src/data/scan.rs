@@ -6,13 +6,14 @@
 //! a torn write: it is counted, and the scan goes on at the next record, which proves itself by its keyed hash and by
 //! saying where it lies.
 
+use std::collections::HashMap;
 use std::io;
 
 use holdfast_proto::data::ShardMeta;
 use holdfast_proto::id::ShardId;
 use prost::Message;
 
-use super::footer::LogEntry;
+use super::footer::{LogEntry, read_trailer};
 use super::read::bad_blocks;
 use super::record::{
     BATCH_ALIGN, HEADER_BYTES, Header, Kind, Position, RECORD_ALIGN, RecordKey, decode_tombstones,
@@ -68,7 +69,8 @@ pub(super) fn scan(file: &dyn DiskFile, number: u64, key: &RecordKey, synced: u6
     }
 
     let mut end = len.max(BATCH_ALIGN).next_multiple_of(BATCH_ALIGN);
-    if let Some(torn) = torn_batch(file, &found, &gaps, sealed)?.filter(|torn| *torn >= synced) {
+    let sealed_whole = sealed && read_trailer(file, number, key)?.is_some();
+    if let Some(torn) = torn_batch(file, &found, &gaps, sealed_whole)?.filter(|torn| *torn >= synced) {
         found.retain(|record| record.header.batch < torn);
         gaps.retain(|gap| *gap < torn);
         end = torn;
@@ -78,20 +80,40 @@ pub(super) fn scan(file: &dyn DiskFile, number: u64, key: &RecordKey, synced: u6
     Ok(Scanned { entries, end, damaged: gaps.len() as u64, sealed })
 }
 
-/// The start of the last batch, when it is not whole: a gap in it, no record that ends it, or a payload that does not
-/// match its hashes.
-fn torn_batch(file: &dyn DiskFile, found: &[Found], gaps: &[u64], sealed: bool) -> io::Result<Option<u64>> {
+/// The start of the last batch, when it is not whole: a gap in it, no record that ends it, a footer without its trailer,
+/// or a payload that does not match its hashes. The payload of a shard that the batch itself makes dead is not looked at: once the batch was
+/// acknowledged its space may have been given back, and before that nobody misses it.
+fn torn_batch(file: &dyn DiskFile, found: &[Found], gaps: &[u64], sealed_whole: bool) -> io::Result<Option<u64>> {
     let last = found.last();
     let newest = last.map(|record| record.header.batch).into_iter().chain(gaps.iter().copied()).max();
     let Some(newest) = newest else { return Ok(None) };
-    let ended =
-        sealed || last.is_some_and(|record| record.header.last_of_batch && record.header.batch == newest);
+    let ended = sealed_whole
+        || last.is_some_and(|record| {
+            record.header.kind != Kind::Footer
+                && record.header.last_of_batch
+                && record.header.batch == newest
+        });
     if gaps.contains(&newest) || !ended {
         return Ok(Some(newest));
     }
+    // From the last record on, so that what kills a record has been seen before it.
+    let mut dead_before: HashMap<ShardId, Position> = HashMap::new();
     for record in found.iter().rev().take_while(|record| record.header.batch == newest) {
-        if !record.payload_is_whole(file)? {
+        let at = record.header.at;
+        let is_dead = record
+            .entries
+            .iter()
+            .all(|entry| dead_before.get(&entry.shard()).is_some_and(|before| at < *before));
+        if !is_dead && !record.payload_is_whole(file)? {
             return Ok(Some(newest));
+        }
+        for entry in &record.entries {
+            let before = match entry {
+                LogEntry::Live(_, entry) => entry.at,
+                LogEntry::Dead(tombstone) => tombstone.before,
+            };
+            let known = dead_before.entry(entry.shard()).or_default();
+            *known = before.max(*known);
         }
     }
     Ok(None)

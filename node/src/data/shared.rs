@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use holdfast_proto::data::ShardMeta;
 use holdfast_proto::error::Fault;
@@ -61,6 +61,9 @@ impl Meters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Here(Entry),
+    /// An index that is not whole names this record. A tombstone that the rebuild has not come to yet may kill it: it
+    /// can be read, but nothing may be promised because of it.
+    Perhaps(Entry),
     Absent,
     /// The index is not whole: it may be here.
     Unknown,
@@ -83,7 +86,8 @@ pub(super) struct Shared {
     pub(super) index_home: Arc<dyn IndexHome>,
     /// None while it is rebuilt from nothing.
     pub(super) index: RwLock<Option<Arc<dyn ShardIndex>>>,
-    pub(super) recovering: AtomicBool,
+    /// Counts recoveries that began and ended: odd while one runs.
+    recoveries: AtomicU64,
     pub(super) totals: Mutex<Totals>,
     pub(super) space: SpaceWatch,
     pub(super) meters: Meters,
@@ -108,7 +112,7 @@ impl Shared {
             overlay,
             index_home,
             index: RwLock::new(None),
-            recovering: AtomicBool::new(false),
+            recoveries: AtomicU64::new(0),
             totals: Mutex::default(),
             space,
             meters: Meters::new(),
@@ -119,7 +123,29 @@ impl Shared {
     }
 
     pub(super) fn is_recovering(&self) -> bool {
-        self.recovering.load(Ordering::Acquire)
+        !self.recoveries.load(Ordering::SeqCst).is_multiple_of(2)
+    }
+
+    /// From now on the index is not whole; false when it was not before. Comes before anything is taken from the index.
+    fn begin_recovery(&self) -> bool {
+        let begin = |count: u64| count.is_multiple_of(2).then_some(count + 1);
+        self.recoveries.fetch_update(Ordering::SeqCst, Ordering::SeqCst, begin).is_ok()
+    }
+
+    /// The index is whole again.
+    pub(super) fn end_recovery(&self) {
+        let before = self.recoveries.fetch_add(1, Ordering::SeqCst);
+        assert!(!before.is_multiple_of(2), "only a recovery that began can end");
+    }
+
+    /// Runs `ask`; true with its answer when the index was whole from before it to after it. Asking once is not enough:
+    /// whoever pauses in between may be given the empty index that a rebuild begins with, and a recovery that began and
+    /// ended since looks like none.
+    fn ask_whole_index<T>(&self, ask: impl FnOnce() -> T) -> (T, bool) {
+        let before = self.recoveries.load(Ordering::SeqCst);
+        let answer = ask();
+        let after = self.recoveries.load(Ordering::SeqCst);
+        (answer, before == after && before.is_multiple_of(2))
     }
 
     /// Where `shard` is. May read index pages from disk.
@@ -142,12 +168,14 @@ impl Shared {
     }
 
     fn look_in_index(&self, shard: ShardId) -> Place {
-        // Read before the index: a rebuild that ends in between has put the shard there.
-        let recovering = self.is_recovering();
-        let index = self.index.read().clone();
-        match index.map(|index| index.get(shard)) {
-            Some(Ok(Some(entry))) => Place::Here(entry),
-            Some(Ok(None)) if !recovering => Place::Absent,
+        let (found, whole) = self.ask_whole_index(|| {
+            let index = self.index.read().clone();
+            index.map(|index| index.get(shard))
+        });
+        match found {
+            Some(Ok(Some(entry))) if whole => Place::Here(entry),
+            Some(Ok(Some(entry))) => Place::Perhaps(entry),
+            Some(Ok(None)) if whole => Place::Absent,
             Some(Ok(None)) | None => Place::Unknown,
             Some(Err(error)) => {
                 self.index_failed(&error.to_string());
@@ -158,8 +186,15 @@ impl Shared {
 
     /// The index is not to be trusted any more: until it is rebuilt, absence is not known.
     pub(super) fn index_failed(&self, why: &str) {
-        if !self.recovering.swap(true, Ordering::AcqRel) {
+        if self.begin_recovery() {
             tracing::error!(target_dir = %self.directory.root.display(), why, "the shard index failed, rebuilding it");
+            self.overlay.ask_rebuild();
+        }
+    }
+
+    /// There is no index to begin with.
+    pub(super) fn index_missing(&self) {
+        if self.begin_recovery() {
             self.overlay.ask_rebuild();
         }
     }
@@ -176,6 +211,8 @@ impl Shared {
             metrics::counter!("holdfast_data_targets_failed_total").increment(1);
             *held = Some(fault);
         }
+        drop(held);
+        self.overlay.let_pass();
     }
 
     /// Why the target takes no more writes, if so.
@@ -225,7 +262,8 @@ impl Shared {
         self.bad.lock().remove(&shard);
     }
 
-    /// Whether what is stored at `entry` is what `meta` describes. A record that cannot be read is not.
+    /// Whether what is stored at `entry`, a [`Place::Here`], is what `meta` describes. A record that cannot be read is
+    /// not.
     ///
     /// # Errors
     /// When another content is stored under the same id: ids are never reused, so the caller is wrong.
@@ -242,10 +280,7 @@ impl Shared {
                 format!("shard {shard} is stored here with another content"),
             )),
             Err(_) => {
-                // An index under rebuild may still name what a later tombstone kills.
-                if !self.is_recovering() {
-                    self.note_bad(shard, entry, HEADER_BIT);
-                }
+                self.note_bad(shard, entry, HEADER_BIT);
                 Ok(false)
             }
         }
@@ -266,8 +301,12 @@ impl Shared {
     pub(super) fn list(&self, after: Option<ShardId>, limit: usize) -> Option<ShardPage> {
         let limit = limit.max(1);
         let (changes, changes_upto) = self.overlay.page(after, limit);
-        let index = self.index.read().clone()?;
-        let rows = match index.page(after, limit) {
+        let (rows, whole) = self.ask_whole_index(|| {
+            let index = self.index.read().clone();
+            index.map(|index| index.page(after, limit))
+        });
+        let rows = match rows? {
+            Ok(_) if !whole => return None,
             Ok(rows) => rows,
             Err(error) => {
                 self.index_failed(&error.to_string());

@@ -17,7 +17,7 @@ use crate::env::{Access, DIRECT_ALIGN, Disk, DiskFile, DiskLock, Space};
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// The process dies: this operation does not happen, nor any after it.
+    /// The process dies: this operation does not happen, nor any after it. Of a write, a part may happen.
     Die,
     /// The operation fails with this OS error; a write may have happened in part.
     Fail(i32),
@@ -317,14 +317,16 @@ impl Handle {
         if state.life != self.life {
             return Err(io::Error::from_raw_os_error(5));
         }
+        let was_dead = state.dead;
         let trouble = on.map_or(Ok(()), |on| state.step(on));
         let died = state.dead;
+        let dies = died && !was_dead;
         let file = state.file(&self.path)?;
         match trouble {
             Ok(()) => act(file, true),
-            // A write that fails, or during which the process dies, may have happened.
+            // A write that fails, or during which the process dies, may have happened in part.
             Err(error) => {
-                if matches!(on, Some(On::Write | On::Sync)) && !died {
+                if on == Some(On::Write) && (dies || !died) || on == Some(On::Sync) && !died {
                     act(file, false)?;
                 }
                 Err(error)

@@ -58,6 +58,9 @@ pub(crate) struct TargetConfig {
     pub(crate) index_cache_bytes: u64,
     /// Acknowledged changes move from memory into the index once there are so many, or a second later.
     pub(crate) index_batch: usize,
+    /// Writing waits when so many acknowledged changes have not been moved into the index. The default bounds their
+    /// memory to a few tens of MiB.
+    pub(crate) index_lag_max: usize,
     /// Longest batch, bytes; at least one full shard fits whatever is said here.
     pub(crate) batch_bytes: usize,
     /// Bodies waiting to be written, at most, bytes.
@@ -76,6 +79,7 @@ impl TargetConfig {
             direct_io: DirectIo::Auto,
             index_cache_bytes: 16 << 20,
             index_batch: 4096,
+            index_lag_max: 1 << 17,
             batch_bytes: 4 << 20,
             queue_bytes: 32 << 20,
             thresholds: Thresholds::default(),
@@ -345,7 +349,7 @@ impl Target {
         let mut place = self.shared.look(shard).place;
         loop {
             let entry = match place {
-                Place::Here(entry) => entry,
+                Place::Here(entry) | Place::Perhaps(entry) => entry,
                 Place::Absent => return Err(Fault::new(FaultKind::ShardAbsent, format!("no shard {shard}"))),
                 Place::Unknown => return Err(unknown()),
             };
@@ -370,7 +374,7 @@ impl Target {
                 Err(bad) => {
                     // It may have been deleted, or stored again, under our hands: then nothing is wrong.
                     let now = self.shared.look(shard).place;
-                    if now == Place::Here(entry) && self.shared.is_recovering() {
+                    if now == Place::Perhaps(entry) {
                         return Err(unknown());
                     }
                     if now == Place::Here(entry) {
@@ -394,7 +398,7 @@ impl Target {
                 _ if self.shared.is_recovering() => Err(unknown()),
                 Place::Here(_) => Ok(true),
                 Place::Absent => Ok(false),
-                Place::Unknown => Err(unknown()),
+                Place::Perhaps(_) | Place::Unknown => Err(unknown()),
             })
             .collect()
     }
@@ -404,9 +408,6 @@ impl Target {
     /// # Errors
     /// `SHARD_UNKNOWN` until the index is whole.
     pub(crate) async fn list(&self, after: Option<ShardId>, limit: usize) -> Result<ShardPage, Fault> {
-        if self.shared.is_recovering() {
-            return Err(unknown());
-        }
         let shared = Arc::clone(&self.shared);
         blocking(move || shared.list(after, limit)).await?.ok_or_else(unknown)
     }

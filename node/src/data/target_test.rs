@@ -1,14 +1,13 @@
 //! What a target does while nothing fails, on the real disk and index where it matters.
 
 use bytes::Bytes;
-use futures::FutureExt;
 use holdfast_proto::id::RealmId;
 use holdfast_proto::limits::BLOCK_BYTES;
 use holdfast_proto::v1::FaultKind;
 use tokio_util::sync::CancellationToken;
 
 use super::target::{DirectIo, Target, TargetConfig, TargetError};
-use super::testing::{Machine, REALM, describe, open_real, recovered, shard, shard_id, until, wire};
+use super::testing::{Machine, REALM, all_at_once, describe, open_real, recovered, shard, shard_id, until, wire};
 use crate::env::Env;
 
 #[tokio::test]
@@ -106,16 +105,6 @@ async fn what_does_not_match_its_description_is_refused() {
         assert_eq!(target.put(meta, data).await.unwrap_err().kind, FaultKind::Invalid);
     }
     assert_eq!(target.get(&wire(1), 0, 0).await.unwrap_err().kind, FaultKind::ShardAbsent);
-}
-
-/// Runs what queues without waiting, while the disk does nothing: so all but the first job is one batch.
-async fn all_at_once<F: Future>(machine: &Machine, jobs: impl Iterator<Item = F>) -> Vec<F::Output> {
-    let mut jobs = futures::future::join_all(jobs);
-    {
-        let _held = machine.disk.hold_syncs();
-        assert!((&mut jobs).now_or_never().is_none(), "they were done without the disk");
-    }
-    jobs.await
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use holdfast_proto::data::{ObjectRef, ShardMeta};
 use holdfast_proto::id::{RealmId, ShardId, WriteId};
 use holdfast_proto::limits::BLOCK_BYTES;
@@ -83,6 +84,19 @@ pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(30), "waited too long until {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// Runs what queues without waiting, while the disk does nothing: so all but the first job is one batch.
+pub(super) async fn all_at_once<F: Future>(
+    machine: &Machine,
+    jobs: impl IntoIterator<Item = F>,
+) -> Vec<F::Output> {
+    let mut jobs = futures::future::join_all(jobs);
+    {
+        let _held = machine.disk.hold_syncs();
+        assert!((&mut jobs).now_or_never().is_none(), "they were done without the disk");
+    }
+    jobs.await
 }
 
 pub(super) async fn recovered(target: &Target) {

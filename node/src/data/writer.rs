@@ -91,7 +91,7 @@ struct Staged {
 pub(super) struct Writer {
     shared: Arc<Shared>,
     queue: mpsc::Receiver<Queued>,
-    /// None once writing failed.
+    /// None once the target has failed.
     segment: Option<ActiveSegment>,
     batch: Batch,
     segment_bytes: u64,
@@ -121,11 +121,15 @@ impl Writer {
 
     /// Writes `first` and whatever else is queued and fits; returns a job that did not fit.
     fn commit_group(&mut self, first: Queued) -> Option<Queued> {
-        let Some(mut segment) = self.segment.take() else {
-            let fault =
-                self.shared.fault().unwrap_or_else(|| Fault::new(FaultKind::DiskFailed, "not writable"));
+        if let Some(fault) = self.shared.fault() {
+            // Whoever found it; nothing may be written any more.
+            self.segment = None;
             // The asker may be gone; it then has no use for the answer.
             let _ = first.done.send(Err(fault));
+            return None;
+        }
+        let Some(mut segment) = self.segment.take() else {
+            let _ = first.done.send(Err(Fault::new(FaultKind::DiskFailed, "not writable")));
             return None;
         };
         if segment.is_full_for(first.job.record_bytes(), first.job.entries(), self.segment_bytes) {
@@ -205,15 +209,18 @@ impl Writer {
                 };
             }
             Some(None) => {}
-            None => {
-                if let Place::Here(entry) = self.shared.look_again(put.shard, put.before) {
+            None => match self.shared.look_again(put.shard, put.before) {
+                Place::Here(entry) => {
                     // The asker looked, too; this is about what was stored in between, or what is to be replaced.
                     if self.shared.holds(put.shard, entry, &put.meta)? {
                         return Ok(());
                     }
                     staged.freed.push(entry);
                 }
-            }
+                // Dead once this is stored, if it is not yet.
+                Place::Perhaps(entry) => staged.freed.push(entry),
+                Place::Absent | Place::Unknown => {}
+            },
         }
         let entry = self.batch.push_shard(&self.shared.home.key, put.shard, &put.meta_bytes, &put.data);
         staged.changes.insert(put.shard, Some(entry));
@@ -231,7 +238,7 @@ impl Writer {
                 None => self.shared.look_again(shard, before),
             };
             match place {
-                Place::Here(entry) => staged.freed.push(entry),
+                Place::Here(entry) | Place::Perhaps(entry) => staged.freed.push(entry),
                 Place::Absent => continue,
                 // Whatever the segments hold of it dies by the tombstone; its space is found when the index is.
                 Place::Unknown => {}
