@@ -6,4 +6,4 @@ pub(crate) mod group_metrics;
 mod walk;
 
 #[cfg(test)]
-mod small_zone;
+pub(crate) mod small_zone;

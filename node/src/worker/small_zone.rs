@@ -29,25 +29,25 @@ use crate::service::meta::MetaService;
 use crate::service::zone_head::ZoneHead;
 use crate::supervisor::{Progress, Supervisor};
 
-pub(super) const DEADLINE: Duration = Duration::from_secs(60);
-pub(super) const ZONE: ZoneId = ZoneId::new(1);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const ZONE: ZoneId = ZoneId::new(1);
 const REALM: RealmId = RealmId::from_bytes([7; 16]);
 const PARTITIONS: u32 = 2;
 
-pub(super) struct SmallZone {
-    pub(super) head: Arc<ZoneHead>,
-    pub(super) targets: Vec<Arc<Target>>,
-    pub(super) shards: ShardService,
+pub(crate) struct SmallZone {
+    pub(crate) head: Arc<ZoneHead>,
+    pub(crate) targets: Vec<Arc<Target>>,
+    pub(crate) shards: ShardService,
     cancel: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
     _dir: TempDir,
 }
 
-pub(super) const fn copies(count: u32) -> Scheme {
+pub(crate) const fn copies(count: u32) -> Scheme {
     Scheme { codec: Codec::Copies as i32, data: 1, parity: count - 1 }
 }
 
-pub(super) fn bucket() -> Bucket {
+pub(crate) fn bucket() -> Bucket {
     Bucket {
         id: BucketId::from_bytes([0xb0; 16]).to_wire(),
         name: "photos".into(),
@@ -60,13 +60,13 @@ pub(super) fn bucket() -> Bucket {
 }
 
 /// A body of one stripe in `pg`, whose shards nobody has written.
-pub(super) fn body(write: u8, pg: u32, scheme: Option<Scheme>) -> Body {
+pub(crate) fn body(write: u8, pg: u32, scheme: Option<Scheme>) -> Body {
     let (write, length) = (WriteId::from_bytes([write; 16]).to_wire(), 5000);
     let extent = Extent { write: write.clone(), pg, scheme, stripes: 1, length, ..Extent::default() };
     Body { write, length, inline: None, extents: vec![extent] }
 }
 
-pub(super) async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
     let polled = async {
         while !done().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -76,7 +76,7 @@ pub(super) async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) 
 }
 
 /// How a worker under test tells what it does, and where that is read.
-pub(super) async fn progress() -> (Progress, Supervisor) {
+pub(crate) async fn progress() -> (Progress, Supervisor) {
     let supervisor = Supervisor::new(CancellationToken::new());
     let (send, mut receive) = tokio::sync::mpsc::unbounded_channel();
     supervisor.worker("tested", move |progress| {
@@ -88,7 +88,7 @@ pub(super) async fn progress() -> (Progress, Supervisor) {
 
 impl SmallZone {
     /// One meta node, `targets` targets (from id 1) and these placement groups (from id 1), all of `scheme`.
-    pub(super) async fn start(targets: usize, scheme: Scheme, pgs: &[&[u32]]) -> Self {
+    pub(crate) async fn start(targets: usize, scheme: Scheme, pgs: &[&[u32]]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let cancel = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -207,7 +207,7 @@ impl SmallZone {
     }
 
     /// Commits what must succeed.
-    pub(super) async fn done(&self, group: GroupId, op: command::Op) -> Outcome {
+    pub(crate) async fn done(&self, group: GroupId, op: command::Op) -> Outcome {
         let command = Command {
             request: self.head.request_id(),
             first_attempt_hlc: self.head.groups.hlc().get(),
@@ -219,11 +219,11 @@ impl SmallZone {
         outcome
     }
 
-    pub(super) async fn ask(&self, group: GroupId, of: query::Of) -> Answer {
+    pub(crate) async fn ask(&self, group: GroupId, of: query::Of) -> Answer {
         self.head.groups.read(group, vec![Query { of: Some(of) }]).await.unwrap().remove(0)
     }
 
-    pub(super) async fn put(&self, group: GroupId, key: &str, body: Body, missed: Vec<MissedShard>) {
+    pub(crate) async fn put(&self, group: GroupId, key: &str, body: Body, missed: Vec<MissedShard>) {
         let version = Version {
             size: body.length,
             etag: "e".into(),
@@ -241,7 +241,7 @@ impl SmallZone {
         self.done(group, command::Op::PutObject(op)).await;
     }
 
-    pub(super) async fn delete(&self, group: GroupId, key: &str) {
+    pub(crate) async fn delete(&self, group: GroupId, key: &str) {
         let op = DeleteObject {
             bucket: bucket().id,
             key: Bytes::copy_from_slice(key.as_bytes()),
@@ -251,7 +251,7 @@ impl SmallZone {
     }
 
     /// Garbage of a partition that is due now.
-    pub(super) async fn garbage(&self, group: GroupId) -> Vec<GarbageKey> {
+    pub(crate) async fn garbage(&self, group: GroupId) -> Vec<GarbageKey> {
         let due_before = self.head.groups.hlc().get();
         let of = holdfast_proto::meta::DueGarbage { due_before, limit: 1000, ..Default::default() };
         match self.ask(group, query::Of::DueGarbage(of)).await.ok {
@@ -261,7 +261,7 @@ impl SmallZone {
     }
 
     /// Tells the zone that a target is up or down, and waits until its map says so.
-    pub(super) async fn set_state(&self, target: u32, state: TargetState) {
+    pub(crate) async fn set_state(&self, target: u32, state: TargetState) {
         let changes = vec![TargetStateChange { target, state: state.into() }];
         self.done(self.head.zone_group(), command::Op::SetTargetStates(SetTargetStates { changes })).await;
         eventually("the map says it", async || {
@@ -271,7 +271,7 @@ impl SmallZone {
         .await;
     }
 
-    pub(super) async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.head.groups.shutdown().await;
         self.cancel.cancel();
         for task in self.tasks {
