@@ -154,7 +154,7 @@ impl<'k, K: Kv> Session<'k, K> {
                 self.forget(&key, &write)?;
             }
             if !remembered.forget_bucket.is_empty() {
-                self.kv.delete(&key::of_id(key::DRP, &remembered.forget_bucket));
+                self.forget_bucket(&remembered.forget_bucket)?;
             }
         }
         self.state.pruned = if all { floor.get() } else { last.get() };
