@@ -2,6 +2,9 @@
 //!
 //! A copy is only ever replaced by a newer generation, so pushers may repeat themselves in any order. Deleting: the copy
 //! first says DELETING and refuses writes, then the slots are counted, then the copy goes or is put back.
+//!
+//! A copy that goes leaves the mark of its generation: late pushers of that and of older ones are refused. Newer ones are
+//! taken, for a deleter may be late too, and drop a copy here while another has put the bucket back in the realm.
 
 use holdfast_proto::id::{BucketId, Slot};
 use holdfast_proto::meta::{
@@ -68,8 +71,11 @@ impl<K: Kv> Session<'_, K> {
         if !command.request.is_empty() {
             self.check_age(command)?;
         }
-        if self.kv.get(&key::of_bucket(key::DRP, id))?.is_some() {
-            return refuse(Refusal::NoSuchBucket, format!("bucket {id} was dropped"));
+        if let Some(dropped) = self.dropped(id)?
+            && bucket.generation <= dropped.generation
+        {
+            let detail = format!("bucket {id} was dropped at generation {}", dropped.generation);
+            return refuse(Refusal::NoSuchBucket, detail);
         }
         let key = key::of_bucket(key::BKT, id);
         if let Some(here) = row::read::<Bucket>(self.kv, &key)? {
@@ -93,7 +99,11 @@ impl<K: Kv> Session<'_, K> {
     pub(crate) fn drop_bucket_row(&mut self, op: &DropBucketRow) -> Step<Outcome> {
         let id: BucketId = wire::id(&op.bucket)?;
         let key = key::of_bucket(key::BKT, id);
-        let Some(bucket) = row::read::<Bucket>(self.kv, &key)? else { return Ok(generation(op.generation)) };
+        let Some(bucket) = row::read::<Bucket>(self.kv, &key)? else {
+            // It was dropped before, perhaps at an older generation whose mark would let a pusher of this one in.
+            self.mark_dropped(id, op.generation)?;
+            return Ok(generation(op.generation));
+        };
         if bucket.generation > op.generation {
             return refuse(Refusal::StaleBucket, format!("generation {} is here", bucket.generation));
         }
@@ -111,9 +121,36 @@ impl<K: Kv> Session<'_, K> {
             self.kv.delete(&counters);
         }
         self.kv.delete(&key);
-        row::write(self.kv, key::of_bucket(key::DRP, id), &DroppedBucket { generation: op.generation });
-        self.forget_bucket_later(id);
+        self.mark_dropped(id, op.generation)?;
         Ok(generation(op.generation))
+    }
+
+    fn dropped(&self, id: BucketId) -> Result<Option<DroppedBucket>, Halt> {
+        row::read(self.kv, &key::of_bucket(key::DRP, id))
+    }
+
+    /// Leaves the mark of a dropped bucket, unless there is one of this generation.
+    fn mark_dropped(&mut self, id: BucketId, generation: u64) -> Result<(), Halt> {
+        let before = self.dropped(id)?;
+        if before.as_ref().is_some_and(|mark| mark.generation >= generation) {
+            return Ok(());
+        }
+        let earlier = before.map_or(0, |mark| mark.earlier + 1);
+        row::write(self.kv, key::of_bucket(key::DRP, id), &DroppedBucket { generation, earlier });
+        self.forget_bucket_later(id);
+        Ok(())
+    }
+
+    /// One drop of the bucket can be forgotten: the mark stays for those after it.
+    pub(crate) fn forget_bucket(&mut self, id: &[u8]) -> Result<(), Halt> {
+        let key = key::of_id(key::DRP, id);
+        match row::read::<DroppedBucket>(self.kv, &key)? {
+            Some(mark) if mark.earlier > 0 => {
+                row::write(self.kv, key, &DroppedBucket { earlier: mark.earlier - 1, ..mark });
+            }
+            _ => self.kv.delete(&key),
+        }
+        Ok(())
     }
 
     pub(crate) fn counters(&self, bucket: BucketId, slot: Slot) -> Result<Counters, Halt> {

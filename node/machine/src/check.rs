@@ -319,7 +319,12 @@ fn realm(kv: &impl KvRead) -> Result<Vec<String>, Halt> {
 fn zone(kv: &impl KvRead) -> Result<Vec<String>, Halt> {
     let mut broken = Vec::new();
     let state = session::state(kv)?;
-    let nodes: BTreeSet<u64> = rows::<Node>(kv, key::NOD)?.iter().map(|(_, node)| node.id).collect();
+    let joined = rows::<Node>(kv, key::NOD)?;
+    let nodes: BTreeSet<u64> = joined.iter().map(|(_, node)| node.id).collect();
+    let mut nonces = BTreeSet::new();
+    if !joined.iter().all(|(_, node)| node.nonce.is_empty() || nonces.insert(&node.nonce)) {
+        broken.push("two nodes of one join".to_owned());
+    }
     let targets = rows::<Target>(kv, key::TGT)?;
     let target_ids: BTreeSet<u32> = targets.iter().map(|(_, target)| target.id).collect();
     let uuids: BTreeSet<&Bytes> = targets.iter().map(|(_, target)| &target.uuid).collect();

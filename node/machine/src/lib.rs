@@ -2,9 +2,9 @@
 //!
 //! No clock, no randomness, no IO, no await: time and ids arrive in the command, so every replica computes the same.
 //! `key` says where rows are, `row` what is in them, `session` what time it is; the rest is one module for each noun.
-//! A handler decides first and writes then, so a refused command leaves nothing behind but its instant. (Two exceptions,
-//! said where they are: the commit of a body that is refused fences its write, and DropBucketRow may answer BUCKET_BUSY
-//! after some of its work.)
+//! A handler decides first and writes then, so a refused command leaves nothing behind but its instant and its answer.
+//! (Two exceptions, said where they are: the commit of a body that is refused fences its write, and DropBucketRow may
+//! answer BUCKET_BUSY after some of its work.)
 
 mod backlog;
 mod bucket;

@@ -112,7 +112,6 @@ impl<K: Kv> Session<'_, K> {
         let mut counters = self.counters(spot.bucket, spot.slot)?;
         if bucket.versioning() == Versioning::Off {
             let Some((id, row)) = version::null(self.kv, bucket, spot)? else {
-                self.idle = true;
                 return Ok(Deleted::default());
             };
             self.remove_version(spot, id, &row, &mut counters)?;
@@ -145,7 +144,6 @@ impl<K: Kv> Session<'_, K> {
         condition::check(conditions, listed.as_ref())?;
         let Some((id, row)) = found else {
             // S3 answers a delete of what is not there as if it had been.
-            self.idle = true;
             let null = op.version_null || op.version.as_ref() == NULL;
             let version = if null { Bytes::new() } else { op.version.clone() };
             return Ok(Deleted { marker: false, version, null });

@@ -142,7 +142,6 @@ impl<K: Kv> Session<'_, K> {
             return wire::malformed("a bucket is created, active, deleting, and active again");
         }
         if bucket.state() == op.to() {
-            self.idle = true;
             return Ok(named(bucket));
         }
         if bucket.state() != op.from() {

@@ -6,6 +6,11 @@
 //! Deduplication: commits of bodies are remembered by their write (`wrt`), other mutations by (HLC of the first attempt,
 //! request id) in `req` rows, which are pruned here once a second of HLC. A first attempt older than REQUEST_AGE_MS_MAX is
 //! refused, so everything that is accepted is still remembered.
+//!
+//! What found nothing to do and what was refused are remembered too: a copy of the same command can be in the log again,
+//! behind commands that made its target exist or its condition true, and must not undo what was acknowledged between.
+//! The price is a `req` row, some 70 bytes for a quarter of an hour, for each delete of a key that is not there and for
+//! each refused mutation.
 
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{BucketId, GroupId, RequestId, ZoneId};
@@ -17,7 +22,7 @@ use holdfast_proto::meta::{
 use crate::Halt;
 use crate::key;
 use crate::kv::{Kv, KvRead};
-use crate::row::{self, Step, refuse};
+use crate::row::{self, Step, Stop, refuse};
 use crate::wire;
 
 /// How often old `req` rows are looked for, milliseconds of HLC.
@@ -35,13 +40,20 @@ pub(crate) struct Session<'k, K> {
     pub(crate) state: GroupState,
     pub(crate) hlc: Hlc,
     pub(crate) zone: ZoneId,
-    /// Set by a command that found nothing to do: its repeat may look again, so it is not remembered.
-    pub(crate) idle: bool,
 }
 
 /// What the group knows about itself; a group that applied nothing knows nothing.
 pub(crate) fn state(kv: &impl KvRead) -> Result<GroupState, Halt> {
     Ok(row::read(kv, STATE_KEY)?.unwrap_or_default())
+}
+
+/// Whether a refusal is the answer to its request for good. The others ask the sender to refresh and come again with the
+/// same request, or say of the command itself that it will never do.
+fn is_final(refusal: Refusal) -> bool {
+    !matches!(
+        refusal,
+        Refusal::StaleBucket | Refusal::NoSuchBucket | Refusal::RequestTooOld | Refusal::Malformed
+    )
 }
 
 impl<'k, K: Kv> Session<'k, K> {
@@ -53,7 +65,7 @@ impl<'k, K: Kv> Session<'k, K> {
         if state.feature_level == 0 {
             state.feature_level = crate::FEATURE_LEVEL;
         }
-        Ok(Self { kv, state, hlc, zone: group.zone(), idle: false })
+        Ok(Self { kv, state, hlc, zone: group.zone() })
     }
 
     /// Prunes and writes the group's state back: the last step of every command, refused ones included.
@@ -79,8 +91,8 @@ impl<'k, K: Kv> Session<'k, K> {
         Ok(())
     }
 
-    /// Runs `mutate` unless this request was already done, and remembers what it answered. A command without a request id
-    /// is not remembered; it must be harmless to repeat.
+    /// Runs `mutate` unless this request was already answered, and remembers what it answered, refusals included. A
+    /// command without a request id is not remembered; it must be harmless to repeat.
     pub(crate) fn once(
         &mut self,
         command: &Command,
@@ -95,10 +107,12 @@ impl<'k, K: Kv> Session<'k, K> {
             return Ok(remembered.outcome.unwrap_or_default());
         }
         self.check_age(command)?;
-        let outcome = mutate(self)?;
-        if !self.idle {
-            row::write(self.kv, key, &Remembered { outcome: Some(outcome.clone()), ..Remembered::default() });
-        }
+        let outcome = match mutate(self) {
+            Ok(outcome) => outcome,
+            Err(Stop::Refused(refusal, detail)) if is_final(refusal) => row::refused_outcome(refusal, detail),
+            Err(stop) => return Err(stop),
+        };
+        row::write(self.kv, key, &Remembered { outcome: Some(outcome.clone()), ..Remembered::default() });
         Ok(outcome)
     }
 
@@ -140,7 +154,7 @@ impl<'k, K: Kv> Session<'k, K> {
                 self.forget(&key, &write)?;
             }
             if !remembered.forget_bucket.is_empty() {
-                self.kv.delete(&key::of_id(key::DRP, &remembered.forget_bucket));
+                self.forget_bucket(&remembered.forget_bucket)?;
             }
         }
         self.state.pruned = if all { floor.get() } else { last.get() };

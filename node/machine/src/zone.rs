@@ -101,6 +101,22 @@ impl<K: Kv> Session<'_, K> {
         generation(self.state.map_generation)
     }
 
+    fn node(&self, id: u64) -> Step<Node> {
+        match row::read(self.kv, &node_key(id))? {
+            Some(node) => Ok(node),
+            None => refuse(Refusal::NotFound, format!("no node {}", NodeId::new(id))),
+        }
+    }
+
+    /// The node whose first join carried this nonce. Its answer may have been lost long ago, so the row remembers it and
+    /// not the table of requests.
+    fn joined_by(&self, nonce: &[u8]) -> Step<Option<Node>> {
+        if nonce.is_empty() {
+            return Ok(None);
+        }
+        Ok(rows::<Node>(self.kv, key::NOD)?.into_iter().find(|node| node.nonce == nonce))
+    }
+
     pub(crate) fn put_node(&mut self, op: &PutNode) -> Step<Outcome> {
         self.zone_exists()?;
         let Some(given) = &op.node else { return wire::malformed("no node") };
@@ -108,29 +124,32 @@ impl<K: Kv> Session<'_, K> {
             return wire::malformed("a node has an address");
         }
         let mut node = given.clone();
-        if node.id == 0 {
-            node.id = node_id(self.zone, self.state.next_node)?;
-            if node.state() == NodeState::Unspecified {
-                node.set_state(NodeState::NodeActive);
-            }
-            self.state.next_node += 1;
-        } else {
-            let Some(known) = row::read::<Node>(self.kv, &node_key(node.id))? else {
-                return refuse(Refusal::NotFound, format!("no node {}", NodeId::new(node.id)));
-            };
+        let known = match node.id {
+            0 => self.joined_by(&node.nonce)?,
+            id => Some(self.node(id)?),
+        };
+        if let Some(known) = known {
             if node.incarnation < known.incarnation {
                 let detail = format!("incarnation {} came, {} is known", node.incarnation, known.incarnation);
                 return refuse(Refusal::StaleIncarnation, detail);
             }
             if known.state() == NodeState::NodeRemoved {
-                return refuse(Refusal::NotFound, format!("node {} was removed", NodeId::new(node.id)));
+                return refuse(Refusal::NotFound, format!("node {} was removed", NodeId::new(known.id)));
             }
             if node.state() == NodeState::Unspecified {
                 node.state = known.state;
             }
+            node.id = known.id;
+            node.nonce = known.nonce.clone();
             if node == known {
                 return Ok(node_outcome(node.id));
             }
+        } else {
+            node.id = node_id(self.zone, self.state.next_node)?;
+            if node.state() == NodeState::Unspecified {
+                node.set_state(NodeState::NodeActive);
+            }
+            self.state.next_node += 1;
         }
         row::write(self.kv, node_key(node.id), &node);
         self.changed();
@@ -204,9 +223,7 @@ impl<K: Kv> Session<'_, K> {
     }
 
     pub(crate) fn set_node_state(&mut self, op: &SetNodeState) -> Step<Outcome> {
-        let Some(node) = row::read::<Node>(self.kv, &node_key(op.node))? else {
-            return refuse(Refusal::NotFound, format!("no node {}", NodeId::new(op.node)));
-        };
+        let node = self.node(op.node)?;
         if op.state() == NodeState::Unspecified {
             return wire::malformed("no state");
         }

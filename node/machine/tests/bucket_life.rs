@@ -123,7 +123,7 @@ fn dropping_frees_uploads_and_late_pushers_do_not_bring_it_back() {
         missed: vec![],
     };
     machine.done(Op::PutPart(op));
-    let late = machine.command(put_bucket(state(BucketState::BucketActive, 3)));
+    let late = machine.command(put_bucket(state(BucketState::BucketActive, 1)));
     machine.done(put_bucket(state(BucketState::BucketDeleting, 2)));
     machine.done(drop_row(2));
     machine.done(drop_row(2));
@@ -136,6 +136,44 @@ fn dropping_frees_uploads_and_late_pushers_do_not_bring_it_back() {
     machine.done(Op::FreeGarbage(FreeGarbage { rows: page.keys }));
     let families: BTreeSet<&[u8]> = machine.rows.keys().map(|key| &key[..4]).collect();
     assert!(families.iter().all(|family| matches!(*family, b"sys|" | b"req|")), "{families:?}");
+}
+
+/// A deleter is late: it drops the copy here when the bucket has been put back in the realm.
+#[test]
+fn a_restored_bucket_comes_back_to_where_it_was_dropped() {
+    let mut machine = Machine::new(PARTITION);
+    machine.done(put_bucket(state(BucketState::BucketDeleting, 2)));
+    machine.done(drop_row(2));
+    assert_eq!(machine.refusal(put_bucket(state(BucketState::BucketDeleting, 2))), Refusal::NoSuchBucket);
+    machine.done(put_bucket(state(BucketState::BucketActive, 3)));
+    let put = put_op(&mut machine, "k", 3);
+    machine.done(put);
+    assert_eq!(machine.refusal(drop_row(2)), Refusal::StaleBucket, "the late deleter, once more");
+    assert_eq!(machine.refusal(put_bucket(state(BucketState::BucketDeleting, 2))), Refusal::NoSuchBucket);
+}
+
+#[test]
+fn each_drop_is_marked_as_long_as_its_late_pushers_may_come() {
+    let mut machine = Machine::new(PARTITION);
+    let minutes = |count: u64| count * 60_000;
+    machine.done(put_bucket(state(BucketState::BucketDeleting, 2)));
+    machine.done(drop_row(2));
+    // Dropped again ten minutes later, and once more without having been back in between.
+    machine.done(put_bucket(state(BucketState::BucketActive, 3)));
+    machine.now_ms += minutes(10);
+    machine.done(put_bucket(state(BucketState::BucketDeleting, 4)));
+    machine.done(drop_row(4));
+    machine.now_ms += minutes(6);
+    assert_eq!(machine.refusal(put_bucket(state(BucketState::BucketActive, 3))), Refusal::NoSuchBucket);
+    machine.done(drop_row(6));
+    assert_eq!(machine.refusal(put_bucket(state(BucketState::BucketActive, 5))), Refusal::NoSuchBucket);
+    machine.now_ms += minutes(10);
+    assert_eq!(machine.refusal(put_bucket(state(BucketState::BucketActive, 5))), Refusal::NoSuchBucket);
+    let marked = |machine: &Machine| machine.rows.keys().any(|key| key.starts_with(b"drp|"));
+    machine.now_ms += minutes(6);
+    // Any command prunes.
+    machine.refusal(put_bucket(bucket(0, 1, Versioning::Off)));
+    assert!(!marked(&machine), "forgotten in the end");
 }
 
 #[test]

@@ -19,8 +19,9 @@ use holdfast_proto::limits::SLOT_TABLE_LEN;
 use holdfast_proto::meta::{
     AccessKey, Account, Bucket, BucketState, Checksum, ChecksumAlgorithm, ChecksumType, CompletePart,
     CompleteUpload, CreateBucket, CreateUpload, DeleteObject, DropBucketRow, FenceWrite, Group, InitRealm,
-    InitZone, MissedShard, Node, ObjectHeaders, Pair, PlacementGroup, PutBucketRow, PutObject, PutPart,
-    PutPlacement, PutTarget, RenewWrite, StorageClass, Target, Upload, Versioning, command::Op, outcome,
+    InitZone, MissedShard, Node, ObjectHeaders, Pair, PlacementGroup, PutBucketRow, PutNode, PutObject,
+    PutPart, PutPlacement, PutTarget, RenewWrite, StorageClass, Target, Upload, Versioning, command::Op,
+    outcome,
 };
 use holdfast_proto::v1::{Codec, Scheme};
 use support::{Machine, PARTITION, ZONE, bucket, bucket_id, etag, id, part, put, put_bucket};
@@ -29,10 +30,11 @@ const ZONE_GROUP: GroupId = GroupId::zone_group(ZONE);
 /// A file's name, its text, and the history that makes its rows.
 type Golden = (&'static str, &'static str, fn() -> Machine);
 
-const GOLDEN: [Golden; 3] = [
+const GOLDEN: [Golden; 4] = [
     ("partition.txt", include_str!("golden/partition.txt"), partition),
     ("realm.txt", include_str!("golden/realm.txt"), realm),
     ("zone.txt", include_str!("golden/zone.txt"), zone),
+    ("zone_joined.txt", include_str!("golden/zone_joined.txt"), zone_joined),
 ];
 
 fn headers() -> ObjectHeaders {
@@ -182,6 +184,22 @@ fn zone() -> Machine {
     machine
 }
 
+/// A node that joined: its row has the nonce of that, which rows from before do not have.
+fn zone_joined() -> Machine {
+    let mut machine = Machine::new(ZONE_GROUP);
+    let first_node = Some(Node { addr: "10.0.0.1:7000".into(), ..Node::default() });
+    machine.done(Op::InitZone(InitZone {
+        realm: id(0xaa, 1),
+        zone: 1,
+        partitions: 1,
+        first_node,
+        ..InitZone::default()
+    }));
+    let joined = Node { addr: "10.0.0.2:7000".into(), nonce: id(0x40, 1), ..Node::default() };
+    machine.done(Op::PutNode(PutNode { node: Some(joined) }));
+    machine
+}
+
 fn text(rows: &BTreeMap<Vec<u8>, Bytes>) -> String {
     rows.iter().fold(String::new(), |mut out, (key, value)| {
         let bar = key.iter().position(|&byte| byte == b'|').unwrap() + 1;
@@ -231,7 +249,9 @@ fn parse(golden: &str) -> BTreeMap<Vec<u8>, Bytes> {
 /// The files alone, without running any command.
 #[test]
 fn golden_rows_are_read() {
-    for ((name, golden, _), group) in GOLDEN.into_iter().zip([PARTITION, GroupId::REALM, ZONE_GROUP]) {
+    for ((name, golden, _), group) in
+        GOLDEN.into_iter().zip([PARTITION, GroupId::REALM, ZONE_GROUP, ZONE_GROUP])
+    {
         assert_eq!(check(&parse(golden), group).unwrap(), Vec::<String>::new(), "{name}");
     }
 }

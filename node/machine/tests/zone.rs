@@ -104,6 +104,30 @@ fn node_ids_are_given_once_and_incarnations_go_forward() {
     assert_eq!(machine.refusal(put_node(Node { id: number(9), ..new })), Refusal::NotFound);
 }
 
+/// The answer to a join can be lost, and the join repeated at any time: by another request, after the first one was
+/// forgotten.
+#[test]
+fn a_repeated_join_is_the_same_node() {
+    let mut machine = zone();
+    let join = Node { addr: "h2:1".into(), nonce: id(0x40, 1), ..Node::default() };
+    let first = node_of(machine.done(put_node(join.clone())));
+    let generation = map(&machine).generation;
+    machine.now_ms += 24 * 3_600_000;
+    assert_eq!(node_of(machine.done(put_node(join.clone()))), first);
+    assert_eq!((map(&machine).generation, map(&machine).nodes.len()), (generation, 2), "nothing changed");
+    let moved = Node { addr: "h2:2".into(), ..join.clone() };
+    assert_eq!(node_of(machine.done(put_node(moved))), first);
+    assert_eq!(map(&machine).nodes[1].addr, "h2:2");
+    let other = Node { nonce: id(0x40, 2), ..join.clone() };
+    assert_eq!(node_of(machine.done(put_node(other))), number(3));
+
+    // Once it has its id it says no nonce, and the row keeps it: a copy of the join that comes now is too late.
+    machine.done(put_node(Node { id: first, incarnation: 1, nonce: Bytes::new(), ..join.clone() }));
+    assert_eq!(map(&machine).nodes[1].nonce, join.nonce);
+    assert_eq!(machine.refusal(put_node(join)), Refusal::StaleIncarnation);
+    assert_eq!(map(&machine).nodes.len(), 3);
+}
+
 #[test]
 fn a_removed_node_does_not_come_back() {
     let mut machine = zone();

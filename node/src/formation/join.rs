@@ -41,6 +41,7 @@ pub(crate) fn node_row(config: &Config, id: u64, incarnation: u64, place: &SelfD
         state: NodeState::NodeActive.into(),
         s3_addr: place.s3_addr.clone(),
         admin_addr: place.admin_addr.clone(),
+        nonce: Bytes::new(),
     }
 }
 

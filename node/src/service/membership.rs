@@ -108,19 +108,20 @@ impl MembershipService {
         })
     }
 
-    async fn put_node(&self, node: Node, nonce: Bytes) -> Result<u64, Fault> {
+    /// Adds or updates a node. A first join is known again by its nonce, which the row keeps: the answer may be lost, and
+    /// the node asks again at another time and perhaps of another leader.
+    async fn put_node(&self, mut node: Node, nonce: Bytes) -> Result<u64, Fault> {
         let head = &self.0;
         let new = node.id == 0;
-        let request = if new {
+        if new {
             if nonce.len() != 16 {
                 return Err(Fault::new(FaultKind::Invalid, "a first join carries 16 random bytes"));
             }
-            nonce
-        } else {
-            head.request_id()
-        };
+            node.nonce = nonce;
+        }
         let (id, host, roles) = (node.id, node.host.clone(), node.roles.join(","));
-        let outcome = head.propose(request, command::Op::PutNode(PutNode { node: Some(node) })).await?;
+        let outcome =
+            head.propose(head.request_id(), command::Op::PutNode(PutNode { node: Some(node) })).await?;
         match outcome {
             Outcome { refusal: 0, ok: Some(outcome::Ok::Node(id)), .. } => {
                 if new {
@@ -202,5 +203,29 @@ fn refused_node(outcome: &Outcome) -> Fault {
              new node",
         ),
         refusal => Fault::new(FaultKind::Invalid, format!("{refusal:?} {}", outcome.detail)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::small_zone::{SmallZone, copies};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_join_that_is_asked_again_makes_no_second_node() {
+        let zone = SmallZone::start(1, copies(1), &[&[1]]).await;
+        let service = MembershipService(zone.head.clone());
+        let join = |nonce: u8| JoinRequest {
+            token: "token".into(),
+            node: Some(Node { addr: "127.0.0.1:1".into(), ..Node::default() }),
+            nonce: vec![nonce; 16].into(),
+            ..JoinRequest::default()
+        };
+        let first = service.join(Request::new(join(1))).await.unwrap().into_inner();
+        let again = service.join(Request::new(join(1))).await.unwrap().into_inner();
+        assert_eq!((again.node, again.map.unwrap().nodes.len()), (first.node, 2));
+        let other = service.join(Request::new(join(2))).await.unwrap().into_inner();
+        assert_ne!(other.node, first.node);
+        zone.stop().await;
     }
 }

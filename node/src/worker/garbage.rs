@@ -1,8 +1,11 @@
 //! Collects freed bodies: on the node that leads a partition, rows of its garbage queue that have been due for the grace
 //! time lose their shards on all targets, then their row. Both steps are idempotent, and in this order, so a crash
-//! between them only repeats the first. A row whose targets do not all answer stays for a later round.
+//! between them only repeats the first.
+//!
+//! A row whose targets do not all answer stays for a later round, as does one that makes no sense: neither holds up the
+//! rows behind it, and a target that gave no answer is not asked again in the same round.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +16,12 @@ use holdfast_proto::data::shards_client::ShardsClient;
 use holdfast_proto::id::{GroupId, GroupKind, ShardId, WriteId};
 use holdfast_proto::limits::MESSAGE_BYTES_MAX;
 use holdfast_proto::meta::{
-    Body, ClusterMap, Command, DueGarbage, FreeGarbage, GarbageKey, Query, Refusal, TargetState, answer,
-    command, query,
+    Body, ClusterMap, Command, DueGarbage, DueGarbageRows, FreeGarbage, GarbageKey, Query, Refusal,
+    TargetState, answer, command, query,
 };
 use tonic::transport::Channel;
 
+use super::walk::{Left, Said, Walk};
 use crate::node::contact::connect_lazy;
 use crate::service::zone_head::ZoneHead;
 use crate::supervisor::Progress;
@@ -25,106 +29,139 @@ use crate::supervisor::Progress;
 const TICK: Duration = Duration::from_secs(2);
 /// Writes freed in one command.
 const PAGE: u32 = 200;
+/// Pages of one partition in one round: others wait for it no longer than that.
+const PAGES_PER_ROUND: u32 = 100;
 /// Shards named in one call to a target, which takes 10,000.
 const SHARDS_PER_CALL: usize = 8_000;
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs until the node stops.
 pub(crate) async fn run(head: Arc<ZoneHead>, progress: Progress) -> anyhow::Result<()> {
-    let mut collector = Collector { head, channels: HashMap::new(), after: HashMap::new() };
+    let mut collector = Collector::new(head);
     loop {
         tokio::time::sleep(TICK).await;
-        let partitions: Vec<GroupId> = collector
-            .head
-            .groups
-            .hosted()
-            .into_iter()
-            .filter(|group| group.kind() == GroupKind::Partition && collector.head.groups.is_leader(*group))
-            .collect();
-        let mut backlog = 0;
-        for group in partitions {
-            match collector.collect(group, &progress).await {
-                Ok(left) => backlog += left,
-                Err(error) => progress.trouble(format!("{group}: {error:#}")),
-            }
-        }
-        progress.backlog(backlog);
-        metrics::gauge!("holdfast_meta_garbage_due_writes").set(backlog as f64);
+        collector.round(&progress).await;
     }
 }
 
 struct Collector {
     head: Arc<ZoneHead>,
     channels: HashMap<u64, (String, Channel)>,
-    /// Where the walk of a partition goes on when rows had to be left behind.
-    after: HashMap<GroupId, Bytes>,
+    walks: BTreeMap<GroupId, Walk>,
+    /// Targets that gave no answer in this round.
+    silent: HashSet<u32>,
+    said: Said,
 }
 
 /// Shards to delete, by target.
 type Doomed = BTreeMap<u32, Vec<Bytes>>;
 
 impl Collector {
-    /// Frees due rows of one partition until none is left or a page could not be freed. Returns how many were left.
-    async fn collect(&mut self, group: GroupId, progress: &Progress) -> anyhow::Result<u64> {
+    fn new(head: Arc<ZoneHead>) -> Self {
+        Self {
+            head,
+            channels: HashMap::new(),
+            walks: BTreeMap::new(),
+            silent: HashSet::new(),
+            said: Said::default(),
+        }
+    }
+
+    /// Walks the queues of the partitions that this node leads, each to its end or as far as one round goes.
+    async fn round(&mut self, progress: &Progress) {
+        let groups = &self.head.groups;
+        let partitions: Vec<GroupId> = groups
+            .hosted()
+            .into_iter()
+            .filter(|group| group.kind() == GroupKind::Partition && groups.is_leader(*group))
+            .collect();
+        self.walks.retain(|group, _| partitions.contains(group));
+        self.silent.clear();
+        let (mut left, mut failed) = (Left::default(), false);
+        for group in partitions {
+            let mut walk = self.walks.remove(&group).unwrap_or_default();
+            if let Err(error) = self.collect(group, &mut walk, progress).await {
+                progress.trouble(format!("{group}: {error:#}"));
+                failed = true;
+            }
+            left += walk.left();
+            self.walks.insert(group, walk);
+        }
+        progress.backlog(left.rows());
+        metrics::gauge!("holdfast_meta_garbage_due_writes").set(left.rows() as f64);
+        metrics::gauge!("holdfast_meta_garbage_skipped_writes").set(left.skipped as f64);
+        if left.skipped > 0 {
+            progress.trouble(format!("{} writes cannot be freed: the log says why", left.skipped));
+        } else if !failed {
+            progress.well();
+        }
+    }
+
+    /// Frees due rows of one partition. What stays is left to a later round.
+    async fn collect(&mut self, group: GroupId, walk: &mut Walk, progress: &Progress) -> anyhow::Result<()> {
         let grace = self.head.config.garbage_grace.get().as_millis() as u64;
         let due_before = self.head.groups.hlc().minus_ms(grace).get();
-        let mut left = 0;
-        loop {
-            let after = self.after.get(&group).cloned().unwrap_or_default();
-            let ask = DueGarbage { due_before, limit: PAGE, after };
+        for _ in 0..PAGES_PER_ROUND {
+            let ask = DueGarbage { due_before, limit: PAGE, after: walk.after() };
             let ask = Query { of: Some(query::Of::DueGarbage(ask)) };
             let answers = self.head.groups.read(group, vec![ask]).await?;
             let Some(answer::Ok::Garbage(page)) = answers.into_iter().next().and_then(|answer| answer.ok)
             else {
-                return Ok(left);
+                anyhow::bail!("no page of the queue");
             };
-            if page.keys.is_empty() {
-                self.after.remove(&group);
-                return Ok(left);
-            }
-            let Some(map) = self.head.feed.current() else { return Ok(left) };
-            let rows =
-                page.keys.into_iter().zip(page.rows.into_iter().map(|row| row.body.unwrap_or_default()));
-            let (freed, kept) = self.free(group, &map, rows.collect()).await?;
+            let Some(map) = self.head.feed.current() else { return Ok(()) };
+            let last = page.last.clone();
+            let (freed, left) = self.free(group, &map, page).await?;
             progress.done(freed);
-            left += kept;
-            self.after.insert(group, page.last);
-            if kept == 0 {
-                progress.well();
+            if walk.passed(last, left) {
+                break;
             }
         }
+        Ok(())
     }
 
-    /// Deletes the shards of these writes, then the rows of those whose targets all answered.
+    /// Deletes the shards of these writes, then the rows of those whose targets all answered. How many rows went, and
+    /// which stay.
     async fn free(
         &mut self,
         group: GroupId,
         map: &ClusterMap,
-        rows: Vec<(GarbageKey, Body)>,
-    ) -> anyhow::Result<(u64, u64)> {
+        page: DueGarbageRows,
+    ) -> anyhow::Result<(u64, Left)> {
+        let mut left = Left::default();
         let mut all = Doomed::new();
-        let mut needs: Vec<(GarbageKey, Vec<u32>)> = Vec::with_capacity(rows.len());
-        for (key, body) in rows {
-            let shards = shards_of(map, &body)?;
+        let mut needs: Vec<(GarbageKey, Vec<u32>)> = Vec::with_capacity(page.keys.len());
+        for (key, row) in page.keys.into_iter().zip(page.rows) {
+            let shards = match shards_of(map, &row.body.unwrap_or_default()) {
+                Ok(shards) => shards,
+                Err(error) => {
+                    self.said.skipped("garbage", &key.write, format!("{error:#}"));
+                    left.skipped += 1;
+                    continue;
+                }
+            };
             needs.push((key, shards.keys().copied().collect()));
             for (target, shards) in shards {
                 all.entry(target).or_default().extend(shards);
             }
         }
-        let mut silent = Vec::new();
         for (target, shards) in all {
+            if self.silent.contains(&target) {
+                continue;
+            }
             if let Err(error) = self.delete(map, target, shards).await {
                 tracing::debug!(target_id = target, %error, "shards stay until the target answers");
-                silent.push(target);
+                self.silent.insert(target);
             }
         }
         let count = needs.len() as u64;
         let rows: Vec<GarbageKey> = needs
             .into_iter()
-            .filter(|(_, targets)| !targets.iter().any(|target| silent.contains(target)))
+            .filter(|(_, targets)| !targets.iter().any(|target| self.silent.contains(target)))
             .map(|(key, _)| key)
             .collect();
         let freed = rows.len() as u64;
+        left.waiting = count - freed;
         if freed > 0 {
             let command = Command {
                 request: self.head.request_id(),
@@ -139,7 +176,7 @@ impl Collector {
             }
             metrics::counter!("holdfast_meta_garbage_freed_writes_total").increment(freed);
         }
-        Ok((freed, count - freed))
+        Ok((freed, left))
     }
 
     async fn delete(&mut self, map: &ClusterMap, target: u32, shards: Vec<Bytes>) -> anyhow::Result<()> {
@@ -196,37 +233,5 @@ fn shards_of(map: &ClusterMap, body: &Body) -> anyhow::Result<Doomed> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use holdfast_proto::meta::{Extent, PlacementGroup};
-    use holdfast_proto::v1::{Codec, Scheme};
-
-    #[test]
-    fn every_shard_of_every_stripe_is_named_once() {
-        let map = ClusterMap {
-            pgs: vec![PlacementGroup {
-                id: 3,
-                targets: vec![11, 12, 13, 14, 15, 16],
-                ..PlacementGroup::default()
-            }],
-            ..ClusterMap::default()
-        };
-        let body = Body {
-            length: 9 << 20,
-            extents: vec![Extent {
-                write: WriteId::from_bytes([5; 16]).to_wire(),
-                pg: 3,
-                scheme: Some(Scheme { codec: Codec::RsGf8.into(), data: 4, parity: 2 }),
-                first_stripe: 0,
-                stripes: 3,
-                offset: 0,
-                length: 9 << 20,
-            }],
-            ..Body::default()
-        };
-        let doomed = shards_of(&map, &body).unwrap();
-        assert_eq!(doomed.keys().copied().collect::<Vec<_>>(), [11, 12, 13, 14, 15, 16]);
-        assert!(doomed.values().all(|shards| shards.len() == 3));
-        assert!(shards_of(&ClusterMap::default(), &body).is_err());
-    }
-}
+#[path = "garbage_test.rs"]
+mod tests;

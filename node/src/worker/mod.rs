@@ -3,3 +3,7 @@
 pub(crate) mod buckets;
 pub(crate) mod garbage;
 pub(crate) mod group_metrics;
+mod walk;
+
+#[cfg(test)]
+pub(crate) mod small_zone;

@@ -36,6 +36,60 @@ pub(crate) fn id(kind: u8, number: u64) -> Bytes {
     Bytes::copy_from_slice(&id)
 }
 
+/// What a refused command leaves behind: its instant, what is pruned by the way, and its answer for a late copy of it.
+/// That is with the fence of the write where it was the commit of a body, and with the request where it is one of those
+/// that are remembered so, unless the refusal asks to come again or is about the command alone.
+fn may_write(command: &Command, refusal: Refusal, key: &[u8], put: bool) -> bool {
+    let of = |families: &[&[u8]]| families.iter().any(|family| key.starts_with(family));
+    // A mark of several drops only loses one when it is pruned.
+    let pruned = of(&[b"drp|"]) || (!put && of(&[b"req|", b"wrt|"]));
+    if key == b"sys|state" || pruned {
+        return true;
+    }
+    let fence = |write: &Bytes| put && of(&[b"req|", b"wrt|"]) && key.ends_with(write);
+    match &command.op {
+        // It frees a bounded number of uploads, then asks to be repeated.
+        Some(Op::DropBucketRow(_)) => true,
+        Some(Op::PutObject(op)) => {
+            fence(&op.version.as_ref().and_then(|version| version.body.as_ref()).unwrap().write)
+        }
+        Some(Op::PutPart(op)) => fence(&op.row.as_ref().and_then(|row| row.body.as_ref()).unwrap().write),
+        _ if is_once(command) && is_final(refusal) => put && key == request_row(command),
+        _ => false,
+    }
+}
+
+/// Whether a command is remembered by its request.
+pub(crate) fn is_once(command: &Command) -> bool {
+    matches!(
+        command.op,
+        Some(
+            Op::DeleteObject(_)
+                | Op::CreateUpload(_)
+                | Op::CompleteUpload(_)
+                | Op::AbortUpload(_)
+                | Op::CreateAccount(_)
+                | Op::CreateBucket(_)
+                | Op::SetBucketState(_)
+                | Op::SetBucketConfig(_)
+                | Op::DropBucket(_)
+                | Op::PutNode(_)
+                | Op::PutPlacement(_)
+        )
+    )
+}
+
+/// Whether a refusal is remembered.
+pub(crate) fn is_final(refusal: Refusal) -> bool {
+    use Refusal::{Malformed, NoSuchBucket, RequestTooOld, StaleBucket};
+    !matches!(refusal, StaleBucket | NoSuchBucket | RequestTooOld | Malformed)
+}
+
+/// The key under which a command's answer is remembered.
+pub(crate) fn request_row(command: &Command) -> Vec<u8> {
+    [b"req|", &command.first_attempt_hlc.to_be_bytes()[..], &command.request].concat()
+}
+
 impl Machine {
     pub(crate) fn new(group: GroupId) -> Self {
         Self { group, rows: BTreeMap::new(), now_ms: START_MS, next: 1 }
@@ -69,14 +123,9 @@ impl Machine {
         let mut overlay = Overlay::new(&self.rows);
         let outcome = apply(&mut overlay, self.group, &command).unwrap();
         let writes = overlay.into_writes();
-        if outcome.refusal() != Refusal::None && !matches!(command.op, Some(Op::DropBucketRow(_))) {
-            let commit = matches!(command.op, Some(Op::PutObject(_) | Op::PutPart(_)));
+        if outcome.refusal() != Refusal::None {
             for (key, value) in &writes {
-                let of = |families: &[&[u8]]| families.iter().any(|family| key.starts_with(family));
-                let pruned = value.is_none() && of(&[b"req|", b"wrt|", b"drp|"]);
-                // The write of a refused commit is fenced, and the fence is forgotten later.
-                let fenced = commit && value.is_some() && of(&[b"req|", b"wrt|"]);
-                let allowed = key == b"sys|state" || pruned || fenced;
+                let allowed = may_write(&command, outcome.refusal(), key, value.is_some());
                 assert!(allowed, "a refused command wrote {}", key.escape_ascii());
             }
         }
