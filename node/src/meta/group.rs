@@ -158,12 +158,18 @@ impl Group {
     }
 
     /// Proposes commands, all in one entry, and waits until they are applied here. Dropped or late, they may still be
-    /// applied.
+    /// applied. A command that this group's machine does not know fails its call and nothing else.
     pub(super) async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
         self.check_leader()?;
+        for command in &commands {
+            // Once in the log it would halt every replica, for ever.
+            holdfast_machine::admit(self.id, command).map_err(|why| {
+                Fault::new(FaultKind::Invalid, format!("a command that cannot be taken: {why}"))
+            })?;
+        }
         let bytes = commands.iter().map(Message::encoded_len).sum();
         let (reply, outcomes) = oneshot::channel();
         self.proposals.try_send(Proposal { commands, bytes, reply }).map_err(|_| overloaded())?;
@@ -218,9 +224,15 @@ impl Proposer {
 
     /// The proposals of the next entry; waits for the first.
     async fn gather(&mut self, proposed: &mut mpsc::Receiver<Proposal>) -> Option<Vec<Proposal>> {
-        let first = match self.held.take() {
-            Some(held) => held,
-            None => proposed.recv().await?,
+        let first = loop {
+            let next = match self.held.take() {
+                Some(held) => held,
+                None => proposed.recv().await?,
+            };
+            // Who asked may have given up and tried elsewhere: this copy would come late.
+            if !next.reply.is_closed() {
+                break next;
+            }
         };
         let (mut commands, mut bytes) = (first.commands.len(), first.bytes);
         let mut entry = vec![first];

@@ -258,8 +258,8 @@ impl Groups {
     /// Not cancel-safe in effect: a dropped call's commands may still be applied; repeat them with the same request ids.
     ///
     /// # Errors
-    /// `NotLeader` with the leader, as far as known; `NotHere`; `Overloaded`; `FaultUnavailable`, when the outcome is not
-    /// known.
+    /// `NotLeader` with the leader, as far as known; `NotHere`; `Overloaded`; `Invalid`, for a command that the group does
+    /// not know; `FaultUnavailable`, when the outcome is not known.
     pub(crate) async fn propose(
         &self,
         group: GroupId,

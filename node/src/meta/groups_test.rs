@@ -309,6 +309,27 @@ async fn concurrent_callers_share_entries_and_rounds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_command_nobody_here_knows_fails_its_call_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let only = Node::start(config(dir.path(), 1), &Arc::new(AddressBook::new())).await;
+    init(&only).await;
+    // What a newer gateway sends: an operation that decodes to none, and one of a higher level.
+    let unknown = Command { op: None, ..create_account(1, &only.groups) };
+    let newer =
+        Command { feature_level: holdfast_machine::FEATURE_LEVEL + 1, ..create_account(1, &only.groups) };
+    let of_the_zone = request(1, command::Op::InitZone(Default::default()), &only.groups);
+    for refused in [unknown, newer, of_the_zone] {
+        let together = vec![create_account(1, &only.groups), refused];
+        let fault = only.groups.propose(GROUP, together).await.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Invalid, "{fault}");
+    }
+    assert!(!read(&[&only], 1).await);
+    propose(&[&only], 1).await;
+    assert_eq!(*only.groups.failure().borrow(), None);
+    only.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_behind_the_purged_log_catches_up_through_a_snapshot() {
     let dirs = dirs();
     let addresses = Arc::new(AddressBook::new());
