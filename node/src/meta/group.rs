@@ -217,38 +217,9 @@ struct Proposer {
 
 impl Proposer {
     async fn run(mut self, mut proposed: mpsc::Receiver<Proposal>) {
-        while let Some(entry) = self.gather(&mut proposed).await {
+        while let Some(entry) = gather(&mut self.held, &mut proposed).await {
             self.commit(entry).await;
         }
-    }
-
-    /// The proposals of the next entry; waits for the first.
-    async fn gather(&mut self, proposed: &mut mpsc::Receiver<Proposal>) -> Option<Vec<Proposal>> {
-        let first = loop {
-            let next = match self.held.take() {
-                Some(held) => held,
-                None => proposed.recv().await?,
-            };
-            // Who asked may have given up and tried elsewhere: this copy would come late.
-            if !next.reply.is_closed() {
-                break next;
-            }
-        };
-        let (mut commands, mut bytes) = (first.commands.len(), first.bytes);
-        let mut entry = vec![first];
-        while let Ok(next) = proposed.try_recv() {
-            if next.reply.is_closed() {
-                continue;
-            }
-            commands += next.commands.len();
-            bytes += next.bytes;
-            if commands > ENTRY_COMMANDS_MAX || bytes > ENTRY_BYTES_MAX {
-                self.held = Some(next);
-                break;
-            }
-            entry.push(next);
-        }
-        Some(entry)
     }
 
     async fn commit(&self, entry: Vec<Proposal>) {
@@ -294,6 +265,38 @@ impl Proposer {
     }
 }
 
+/// The proposals of the next entry, `held` first; waits for the first whose caller still waits.
+async fn gather(
+    held: &mut Option<Proposal>,
+    proposed: &mut mpsc::Receiver<Proposal>,
+) -> Option<Vec<Proposal>> {
+    let first = loop {
+        let next = match held.take() {
+            Some(waited) => waited,
+            None => proposed.recv().await?,
+        };
+        // Who asked may have given up and tried elsewhere: this copy would come late.
+        if !next.reply.is_closed() {
+            break next;
+        }
+    };
+    let (mut commands, mut bytes) = (first.commands.len(), first.bytes);
+    let mut entry = vec![first];
+    while let Ok(next) = proposed.try_recv() {
+        if next.reply.is_closed() {
+            continue;
+        }
+        commands += next.commands.len();
+        bytes += next.bytes;
+        if commands > ENTRY_COMMANDS_MAX || bytes > ENTRY_BYTES_MAX {
+            *held = Some(next);
+            break;
+        }
+        entry.push(next);
+    }
+    Some(entry)
+}
+
 async fn confirm_reads(
     raft: Raft,
     state: Arc<GroupState>,
@@ -330,4 +333,46 @@ async fn confirm(raft: &Raft, state: &GroupState, node: NodeId) -> Result<(), Fa
         .await
         .map(drop)
         .map_err(|_| unavailable("the group stopped"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proposal(bytes: usize) -> (Proposal, oneshot::Receiver<Result<Vec<Outcome>, Fault>>) {
+        let (reply, outcomes) = oneshot::channel();
+        (Proposal { commands: vec![Command::default()], bytes, reply }, outcomes)
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_not_proposed() {
+        let (queue, mut proposed) = mpsc::channel(8);
+        let (gone_while_held, _) = proposal(1);
+        let mut held = Some(gone_while_held);
+        let (gone_in_front, _) = proposal(2);
+        let (first, _first) = proposal(3);
+        let (gone_behind, _) = proposal(4);
+        let (second, _second) = proposal(5);
+        for proposal in [gone_in_front, first, gone_behind, second] {
+            queue.try_send(proposal).unwrap_or_else(|_| panic!("there is room"));
+        }
+        let entry = gather(&mut held, &mut proposed).await.unwrap();
+        assert_eq!(entry.iter().map(|of| of.bytes).collect::<Vec<_>>(), [3, 5]);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_comes_first_the_next_time() {
+        let (queue, mut proposed) = mpsc::channel(8);
+        let (small, _small) = proposal(1);
+        let (large, _large) = proposal(ENTRY_BYTES_MAX);
+        let (last, _last) = proposal(2);
+        for proposal in [small, large, last] {
+            queue.try_send(proposal).unwrap_or_else(|_| panic!("there is room"));
+        }
+        let mut held = None;
+        for expected in [1, ENTRY_BYTES_MAX, 2] {
+            let entry = gather(&mut held, &mut proposed).await.unwrap();
+            assert_eq!(entry.iter().map(|of| of.bytes).collect::<Vec<_>>(), [expected]);
+        }
+    }
 }
