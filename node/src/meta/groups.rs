@@ -396,6 +396,10 @@ impl Groups {
         &self.cancel
     }
 
+    pub(super) fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
     pub(super) fn engine(&self) -> &Arc<dyn LogEngine> {
         self.writer.engine()
     }

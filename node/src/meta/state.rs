@@ -176,7 +176,8 @@ impl GroupState {
     }
 
     /// Number of the live generation.
-    pub(super) fn generation(&self) -> u64 {
+    #[cfg(test)]
+    pub(super) fn live_number(&self) -> u64 {
         self.live.get().number
     }
 
@@ -290,15 +291,15 @@ impl GroupState {
     }
 
     /// Makes `generation`, filled with `applied` and its rows, the live one. Blocks.
-    fn install(&self, generation: Generation, applied: Applied) -> Result<(), KvError> {
-        self.store.switch(self.group, &generation)?;
+    pub(super) fn install(&self, generation: Generation, applied: Applied) -> Result<(), KvError> {
+        self.store.switch(&generation)?;
         let old = self.live.replace(generation);
         self.clock.saw(applied.hlc);
         let index = applied.index();
         *self.applied.lock() = applied;
         self.persisted(index);
         self.applied_index.send_replace(index);
-        self.store.remove(old)
+        self.store.remove_unless_live(old)
     }
 }
 
@@ -417,7 +418,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let (generation, applied) = match snapshot {
                 SnapshotRows::Received { generation, applied } => (generation, applied),
                 SnapshotRows::View { view, applied } => {
-                    let generation = state.store.new_generation(state.group, state.generation() + 1)?;
+                    let generation = state.store.new_generation(state.group)?;
                     let own = applied.rows().into_iter().map(Ok);
                     generation.ingest(own.chain(view.scan(MACHINE_ROWS, ROWS_END)))?;
                     (generation, applied)
