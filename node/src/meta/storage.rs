@@ -425,9 +425,13 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
         }
         {
             let mut tail = self.shared.tail.lock();
-            tail.purged = tail.purged.max(Some(log_id));
+            // By index: an entry of a later term may lie before the last one.
+            if tail.purged.is_some_and(|purged| purged.index() >= log_id.index()) {
+                return Ok(());
+            }
+            tail.purged = Some(log_id);
             tail.first = tail.first.max(log_id.index() + 1);
-            if tail.last < Some(log_id) {
+            if tail.last.is_none_or(|last| last.index() < log_id.index()) {
                 tail.last = Some(log_id);
                 tail.entries.clear();
                 tail.bytes = 0;

@@ -182,3 +182,19 @@ async fn an_entry_out_of_its_order_ends_the_node() {
     assert_eq!(state.applied_index(), 1);
     assert!(failure.watch().borrow().is_some());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purging_an_entry_of_a_later_term_keeps_those_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let mut log = open(dir.path());
+        append(&mut log, 0..10).await;
+        log.purge(LogId::new_term_index(2, 5)).await.unwrap();
+        assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(LogId::new_term_index(1, 9)));
+        assert_eq!(indexes(&log.try_get_log_entries(0..).await.unwrap()), [6, 7, 8, 9]);
+        // An older one does not take its place.
+        log.purge(LogId::new_term_index(3, 4)).await.unwrap();
+        assert_eq!(log.purged_index(), 5);
+    }
+    assert_eq!(indexes(&open(dir.path()).try_get_log_entries(0..).await.unwrap()), [6, 7, 8, 9]);
+}
