@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_proto::error::Fault;
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, NodeId, ZoneId};
+use holdfast_proto::limits::{DEDUP_WINDOW_MS, REQUEST_AGE_MS_MAX};
 use holdfast_proto::meta::{Answer, Command, CommandBatch, Outcome, Query, query};
 use holdfast_proto::v1::FaultKind;
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -60,6 +62,7 @@ pub(crate) struct Group {
         TypeConfig,
         openraft::metrics::RaftServerMetrics<TypeConfig>,
     >,
+    clock: Arc<StampClock>,
     proposals: mpsc::Sender<Proposal>,
     reads: mpsc::Sender<ReadWaiter>,
     receiving: Arc<Semaphore>,
@@ -113,12 +116,23 @@ impl Group {
     ) -> Arc<Self> {
         let (proposals, proposed) = mpsc::channel(QUEUE_MAX);
         let (reads, waiting) = mpsc::channel(QUEUE_MAX);
-        let proposer = Proposer { raft: raft.clone(), node, zone, clock, held: None };
+        let proposer = Proposer { raft: raft.clone(), node, zone, clock: Arc::clone(&clock), held: None };
         tasks.spawn(until(cancel.clone(), proposer.run(proposed)));
         tasks.spawn(until(cancel.clone(), confirm_reads(raft.clone(), Arc::clone(&state), node, waiting)));
         let server = raft.server_metrics();
         let receiving = Arc::new(Semaphore::new(1));
-        Arc::new(Self { id: state.group(), node, raft, log, state, server, proposals, reads, receiving })
+        Arc::new(Self {
+            id: state.group(),
+            node,
+            raft,
+            log,
+            state,
+            server,
+            clock,
+            proposals,
+            reads,
+            receiving,
+        })
     }
 
     pub(super) fn id(&self) -> GroupId {
@@ -170,6 +184,7 @@ impl Group {
                 Fault::new(FaultKind::Invalid, format!("a command that cannot be taken: {why}"))
             })?;
         }
+        self.check_first_attempts(&commands)?;
         let bytes = commands.iter().map(Message::encoded_len).sum();
         let (reply, outcomes) = oneshot::channel();
         self.proposals.try_send(Proposal { commands, bytes, reply }).map_err(|_| overloaded())?;
@@ -177,6 +192,19 @@ impl Group {
             Ok(Ok(outcomes)) => outcomes,
             Ok(Err(_)) => Err(unavailable("the group stopped; the outcome is not known")),
             Err(_) => Err(unavailable("no outcome in time; it is not known")),
+        }
+    }
+
+    /// A first attempt that is ahead of the group's time would be refused for good; here it may be tried again.
+    fn check_first_attempts(&self, commands: &[Command]) -> Result<(), Fault> {
+        let now = self.clock.now().max(self.state.hlc());
+        let ahead = |first: &Hlc| first.minus_ms(DEDUP_WINDOW_MS - REQUEST_AGE_MS_MAX) > now;
+        match commands.iter().map(|command| Hlc::from_u64(command.first_attempt_hlc)).find(ahead) {
+            None => Ok(()),
+            Some(first) => Err(Fault::new(
+                FaultKind::ClockOff,
+                format!("first attempted at {first}, which is ahead of {now}"),
+            )),
         }
     }
 
@@ -223,6 +251,14 @@ impl Proposer {
     }
 
     async fn commit(&self, entry: Vec<Proposal>) {
+        if let Err(off) = self.clock.peers().check() {
+            let fault = Fault::new(FaultKind::ClockOff, format!("the leader's clock is off: {off}"));
+            for proposal in entry {
+                // Who asked may have given up.
+                let _ = proposal.reply.send(Err(fault.clone()));
+            }
+            return;
+        }
         let mut batch =
             CommandBatch { commands: Vec::with_capacity(entry.iter().map(|of| of.commands.len()).sum()) };
         let mut replies = Vec::with_capacity(entry.len());

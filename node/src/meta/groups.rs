@@ -199,20 +199,22 @@ impl Groups {
         let writer = Arc::new(LogWriter::start(engine)?);
         let identity = Identity { realm: config.realm, node: config.node, incarnation: config.incarnation };
         let (tasks, cancel) = (TaskTracker::new(), cancel.child_token());
-        let peers = Arc::new(Peers::new(identity, addresses, env.clone(), tasks.clone(), cancel.clone()));
+        let clock = Arc::new(StampClock::new(env.clone()));
+        let peers =
+            Peers::new(identity, addresses, env.clone(), Arc::clone(&clock), tasks.clone(), cancel.clone());
         let seen =
             store.incarnations()?.into_iter().map(|(node, seen)| (node, Arc::new(AtomicU64::new(seen))));
         let hosted = store.hosted()?;
         let groups = Arc::new(Self {
             raft_config,
-            clock: Arc::new(StampClock::new(env.clone())),
+            clock,
             env,
             groups: RwLock::default(),
             adding: tokio::sync::Mutex::default(),
             incarnations: Mutex::new(seen.collect()),
             store,
             writer,
-            peers,
+            peers: Arc::new(peers),
             failure: Failure::new(),
             tasks,
             cancel,
@@ -259,7 +261,8 @@ impl Groups {
     ///
     /// # Errors
     /// `NotLeader` with the leader, as far as known; `NotHere`; `Overloaded`; `Invalid`, for a command that the group does
-    /// not know; `FaultUnavailable`, when the outcome is not known.
+    /// not know; `ClockOff`, when the clock here must not stamp or the caller's time is ahead; `FaultUnavailable`, when the
+    /// outcome is not known.
     pub(crate) async fn propose(
         &self,
         group: GroupId,
@@ -340,7 +343,7 @@ impl Groups {
         all
     }
 
-    /// The hybrid clock now: no stamp applied in any group here is above it.
+    /// The hybrid clock now, as callers may be told it: a machine clock that is off is not believed.
     pub(crate) fn hlc(&self) -> Hlc {
         self.clock.now()
     }
@@ -358,7 +361,7 @@ impl Groups {
     /// Hands the lead of every group to a voter that is up to date, stops the groups and makes their rows durable.
     pub(crate) async fn shutdown(&self) {
         let handed_over = futures::future::join_all(self.all().into_iter().map(|group| async move {
-            if let Some(to) = group.successor()
+            if let Some(to) = group.successor(|_| true)
                 && let Err(fault) = group.transfer_leader(to).await
             {
                 // Most often `to` is stopping too; where it is not, the group elects.
@@ -390,6 +393,14 @@ impl Groups {
 
     pub(super) fn env(&self) -> &Env {
         &self.env
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.config.node
+    }
+
+    pub(super) fn clock(&self) -> &Arc<StampClock> {
+        &self.clock
     }
 
     pub(super) fn cancel(&self) -> &CancellationToken {
@@ -502,6 +513,9 @@ impl Groups {
             Ok((state, log))
         })
         .await?;
+        if state.has_other_members(self.config.node) {
+            self.clock.set_has_peers(true);
+        }
         let led = log.vote().is_some_and(|vote| vote.committed && voted_for(&vote) == self.config.node.get());
         let raft = Raft::new(
             self.config.node.get(),

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{StreamExt, stream};
 use holdfast_proto::error::Fault;
-use holdfast_proto::id::GroupId;
+use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::limits::MESSAGE_BYTES_MAX;
 use holdfast_proto::raft::raft_server::{Raft as RaftRpc, RaftServer};
 use holdfast_proto::raft::{
@@ -76,6 +76,7 @@ struct Exchange {
     groups: Arc<Groups>,
     requests: Option<Streaming<PeerRequest>>,
     in_work: FuturesUnordered<Work>,
+    sender: NodeId,
     incarnation: u64,
     /// The highest incarnation seen of the sender.
     highest: Arc<AtomicU64>,
@@ -107,6 +108,7 @@ impl Exchange {
                     return Some((Err(fault.into_status()), self));
                 }
                 Ok(Some(request)) => {
+                    self.groups.clock().peers().told(self.sender, request.clock_ms);
                     let mut work = take_up(&self.groups, request).await;
                     // The first poll hands the request to its group: later requests of the stream come after it.
                     match std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
@@ -125,7 +127,8 @@ impl Exchange {
 
 async fn take_up(groups: &Groups, request: PeerRequest) -> Work {
     let id = request.id;
-    let answer = move |message| PeerReply { id, message: Some(message) };
+    let env = groups.env().clone();
+    let answer = move |message| PeerReply { id, message: Some(message), clock_ms: env.now_ms() };
     let group = match group_of(groups, &request).await {
         Ok(group) => group,
         Err(fault) => return Box::pin(std::future::ready(answer(wire_fault(fault)))),
@@ -204,6 +207,7 @@ impl RaftRpc for RaftService {
             groups: Arc::clone(&self.groups),
             requests: Some(requests),
             in_work: FuturesUnordered::new(),
+            sender: NodeId::new(hello.sender),
             incarnation: hello.incarnation,
             highest,
             cancel: self.groups.cancel().clone(),

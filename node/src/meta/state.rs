@@ -15,7 +15,7 @@ use futures::{Stream, StreamExt};
 use holdfast_machine::Halt;
 use holdfast_machine::kv::{KvError, KvRead, Overlay};
 use holdfast_proto::hlc::Hlc;
-use holdfast_proto::id::GroupId;
+use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::meta::{Answer, CommandBatch, Outcome, Query, answer};
 use holdfast_proto::raft as wire;
 use openraft::OptionalSend;
@@ -189,6 +189,17 @@ impl GroupState {
     /// The index of the last applied entry.
     pub(super) fn applied_index(&self) -> u64 {
         *self.applied_index.borrow()
+    }
+
+    /// The highest stamp applied.
+    pub(super) fn hlc(&self) -> Hlc {
+        self.applied.lock().hlc
+    }
+
+    /// Whether the applied membership names another node than this one.
+    pub(super) fn has_other_members(&self, node: NodeId) -> bool {
+        let membership = Arc::clone(&self.applied.lock().membership);
+        membership.membership().nodes().any(|(member, _)| *member != node.get())
     }
 
     /// The index up to which rows survive a power cut.
