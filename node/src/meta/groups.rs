@@ -187,12 +187,13 @@ impl Groups {
     ) -> Result<Arc<Self>, MetaError> {
         let raft_config = Arc::new(config.raft()?);
         let (dir, cache_bytes) = (config.dir.clone(), config.cache_bytes);
+        let disk = Arc::clone(env.disk());
         let (store, engine) = blocking(move || {
             std::fs::create_dir_all(&dir)
                 .map_err(|error| MetaError::Directory { dir: dir.clone(), reason: error.to_string() })?;
             // The store holds the lock of the directory: it comes first.
             let store = Store::open(&dir.join("state"), cache_bytes)?;
-            let engine: Arc<dyn LogEngine> = Arc::new(RaftEngineLog::open(&dir.join("log"))?);
+            let engine: Arc<dyn LogEngine> = Arc::new(RaftEngineLog::open(&dir.join("log"), disk.as_ref())?);
             Ok((store, engine))
         })
         .await?;

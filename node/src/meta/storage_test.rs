@@ -63,7 +63,8 @@ impl RaftStateMachine<TypeConfig> for Gapped {
 impl StoreBuilder<TypeConfig, GroupLog, Gapped, tempfile::TempDir> for Builder {
     async fn build(&self) -> Result<(tempfile::TempDir, GroupLog, Gapped), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let engine = Arc::new(RaftEngineLog::open(&dir.path().join("log")).unwrap());
+        let engine =
+            Arc::new(RaftEngineLog::open(&dir.path().join("log"), Env::real().disk().as_ref()).unwrap());
         let writer = Arc::new(LogWriter::start(engine).unwrap());
         let log = GroupLog::open(GroupId::REALM.get(), writer, None).unwrap();
         let store = Store::open(&dir.path().join("state"), 1 << 20).unwrap();
@@ -84,13 +85,13 @@ fn entry(index: u64) -> Entry {
 }
 
 fn open(dir: &std::path::Path) -> GroupLog {
-    let engine = Arc::new(RaftEngineLog::open(dir).unwrap());
+    let engine = Arc::new(RaftEngineLog::open(dir, Env::real().disk().as_ref()).unwrap());
     GroupLog::open(GroupId::REALM.get(), Arc::new(LogWriter::start(engine).unwrap()), None).unwrap()
 }
 
 /// As a group opens it, with a state that is durable up to `durable`.
 fn open_whole(dir: &std::path::Path, durable: u64) -> GroupLog {
-    let engine = Arc::new(RaftEngineLog::open(dir).unwrap());
+    let engine = Arc::new(RaftEngineLog::open(dir, Env::real().disk().as_ref()).unwrap());
     let writer = Arc::new(LogWriter::start(engine).unwrap());
     GroupLog::open(GroupId::REALM.get(), writer, Some(Arc::new(AtomicU64::new(durable)))).unwrap()
 }
