@@ -340,33 +340,49 @@ async fn a_command_nobody_here_knows_fails_its_call_and_nothing_else() {
     only.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_behind_the_purged_log_catches_up_through_a_snapshot() {
-    let dirs = dirs();
-    let addresses = Arc::new(AddressBook::new());
-    let eager = |dir: &Path, number| {
-        let mut config = config(dir, number);
-        config.upkeep = UpkeepConfig {
-            persist_bytes: 1,
-            persist_interval: Duration::from_millis(1),
-            retain_bytes: 64 << 10,
-        };
-        config
-    };
-    let first = Node::start(eager(dirs[0].path(), 1), &addresses).await;
-    init(&first).await;
-    // More than one stride of log offsets, so that something can be purged.
+/// Purges as soon as it may.
+fn eager(dir: &Path, number: u64) -> GroupsConfig {
+    let mut config = config(dir, number);
+    config.upkeep =
+        UpkeepConfig { persist_bytes: 1, persist_interval: Duration::from_millis(1), retain_bytes: 64 << 10 };
+    config
+}
+
+/// Commits 8 KiB for each number; a few hundred are more than one stride of log offsets, so that something can be purged.
+async fn fill(leader: &Node, numbers: std::ops::Range<u64>) {
     let name = "x".repeat(8 << 10);
-    for number in 0..400 {
+    for number in numbers {
         let account = Account {
             id: account_id(number).to_wire(),
             name: format!("{name}-{number}"),
             ..Account::default()
         };
         let op = command::Op::CreateAccount(CreateAccount { account: Some(account) });
-        let outcomes = first.groups.propose(GROUP, vec![request(number, op, &first.groups)]).await.unwrap();
+        let outcomes = leader.groups.propose(GROUP, vec![request(number, op, &leader.groups)]).await.unwrap();
         assert_eq!(outcomes[0].refusal(), Refusal::None, "{:?}", outcomes[0]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_the_library_ends_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let only = Node::start(config(dir.path(), 1), &Arc::new(AddressBook::new())).await;
+    init(&only).await;
+    let mut failure = only.groups.failure();
+    let _ = only.groups.group(GROUP).unwrap().raft().with_raft_state(|_| panic!("as a bug would")).await;
+    let failed = failure.wait_for(Option::is_some);
+    let failed = tokio::time::timeout(DEADLINE, failed).await.expect("it is noticed").unwrap().clone();
+    assert!(failed.is_some_and(|reason| reason.contains("stopped")));
+    only.cancel.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_behind_the_purged_log_catches_up_through_a_snapshot() {
+    let dirs = dirs();
+    let addresses = Arc::new(AddressBook::new());
+    let first = Node::start(eager(dirs[0].path(), 1), &addresses).await;
+    init(&first).await;
+    fill(&first, 0..400).await;
     wait("the log is purged", || first.groups.status()[0].purged > 0).await;
 
     let second = Node::start(eager(dirs[1].path(), 2), &addresses).await;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt;
 use openraft::async_runtime::watch::WatchReceiver as _;
 
 use super::group::Group;
@@ -61,11 +62,10 @@ pub(super) async fn run(groups: Arc<Groups>, config: UpkeepConfig) {
 async fn step(groups: &Arc<Groups>, config: UpkeepConfig, last: &mut Last) {
     let all = groups.all();
     for group in &all {
-        let stopped = group.raft().metrics().borrow_watched().running_state.clone().err();
-        if let Some(error) = stopped
+        if let Some(why) = stopped(group)
             && !groups.cancel().is_cancelled()
         {
-            groups.fail(format!("{} stopped: {error}", group.id()));
+            groups.fail(format!("{} stopped: {why}", group.id()));
         }
     }
     watch_clock(groups, &all, last);
@@ -93,6 +93,17 @@ async fn step(groups: &Arc<Groups>, config: UpkeepConfig, last: &mut Last) {
             Err(error) => groups.fail(error.to_string()),
         }
     }
+}
+
+/// Why the library no longer drives a group; `None` while it does.
+fn stopped(group: &Group) -> Option<String> {
+    let mut metrics = group.raft().metrics();
+    if let Err(error) = metrics.borrow_and_update().running_state.clone() {
+        return Some(error.to_string());
+    }
+    // A panic says nothing: who would change the metrics is gone with its task.
+    let gone = metrics.changed().now_or_never().is_some_and(|changed| changed.is_err());
+    gone.then(|| "its task is gone".to_owned())
 }
 
 /// A leader whose clock is off does not stamp: who can, should lead.
