@@ -364,6 +364,33 @@ async fn fill(leader: &Node, numbers: std::ops::Range<u64>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dead_voter_does_not_hold_the_log() {
+    let dirs = dirs();
+    let addresses = Arc::new(AddressBook::new());
+    let first = Node::start(eager(dirs[0].path(), 1), &addresses).await;
+    let second = Node::start(eager(dirs[1].path(), 2), &addresses).await;
+    let third = Node::start(eager(dirs[2].path(), 3), &addresses).await;
+    init(&first).await;
+    set_members(&first, [1, 2, 3], []).await;
+    propose(&[&first], 5000).await;
+    equal_digests(&[&first, &second, &third]).await;
+    third.kill().await;
+    for round in 0..4 {
+        let before = first.groups.status()[0].purged;
+        fill(&first, round * 300..(round + 1) * 300).await;
+        wait("the log is purged", || first.groups.status()[0].purged > before).await;
+    }
+    assert!(first.groups.is_leader(GROUP));
+    // It comes back behind what was purged.
+    let third = Node::start(eager(dirs[2].path(), 3), &addresses).await;
+    equal_digests(&[&first, &second, &third]).await;
+    for node in [first, second, third] {
+        assert_eq!(*node.groups.failure().borrow(), None);
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_panic_in_the_library_ends_the_node() {
     let dir = tempfile::tempdir().unwrap();
     let only = Node::start(config(dir.path(), 1), &Arc::new(AddressBook::new())).await;

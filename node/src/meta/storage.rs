@@ -165,6 +165,12 @@ impl GroupLog {
         self.shared.tail.lock().written
     }
 
+    /// Bytes of the entries that are not purged, nearly.
+    pub(super) fn retained(&self) -> u64 {
+        let tail = self.shared.tail.lock();
+        tail.written - tail.offsets.front().map_or(tail.written, |(_, bytes)| *bytes)
+    }
+
     fn change(&self, change: Change) -> LogWrite {
         LogWrite { group: self.shared.group, change }
     }

@@ -136,7 +136,9 @@ async fn a_reopened_log_knows_its_entries_its_vote_and_about_how_long_it_is() {
     let half = log.purgeable(ENTRIES - 1, all / 2).unwrap();
     assert!((ENTRIES * 2 / 5..=ENTRIES / 2).contains(&half), "{half}");
     assert_eq!(log.purgeable(ENTRIES - 1, all * 2), None);
+    assert_eq!(log.retained(), log.written());
     log.purge(LogId::new_term_index(1, half)).await.unwrap();
+    assert!(log.retained().abs_diff(all / 2) < all / 5, "{} of {all}", log.retained());
     assert_eq!(log.purgeable(ENTRIES - 1, all / 2), None);
     assert_eq!(log.try_get_log_entries(0..).await.unwrap().len() as u64, ENTRIES - half - 1);
 }

@@ -82,6 +82,9 @@ async fn step(groups: &Arc<Groups>, config: UpkeepConfig, last: &mut Last) {
         }
     }
     for group in &all {
+        let retained = group.log().retained();
+        metrics::gauge!("holdfast_meta_group_log_bytes", "group" => group.id().to_string())
+            .set(retained as f64);
         purge(group, config.retain_bytes).await;
     }
     if now >= last.reclaimed + RECLAIM_INTERVAL {
