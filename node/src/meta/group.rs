@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_proto::error::Fault;
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, NodeId, ZoneId};
+use holdfast_proto::limits::{DEDUP_WINDOW_MS, REQUEST_AGE_MS_MAX};
 use holdfast_proto::meta::{Answer, Command, CommandBatch, Outcome, Query, query};
 use holdfast_proto::v1::FaultKind;
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -60,6 +62,7 @@ pub(crate) struct Group {
         TypeConfig,
         openraft::metrics::RaftServerMetrics<TypeConfig>,
     >,
+    clock: Arc<StampClock>,
     proposals: mpsc::Sender<Proposal>,
     reads: mpsc::Sender<ReadWaiter>,
     receiving: Arc<Semaphore>,
@@ -113,12 +116,23 @@ impl Group {
     ) -> Arc<Self> {
         let (proposals, proposed) = mpsc::channel(QUEUE_MAX);
         let (reads, waiting) = mpsc::channel(QUEUE_MAX);
-        let proposer = Proposer { raft: raft.clone(), node, zone, clock, held: None };
+        let proposer = Proposer { raft: raft.clone(), node, zone, clock: Arc::clone(&clock), held: None };
         tasks.spawn(until(cancel.clone(), proposer.run(proposed)));
         tasks.spawn(until(cancel.clone(), confirm_reads(raft.clone(), Arc::clone(&state), node, waiting)));
         let server = raft.server_metrics();
         let receiving = Arc::new(Semaphore::new(1));
-        Arc::new(Self { id: state.group(), node, raft, log, state, server, proposals, reads, receiving })
+        Arc::new(Self {
+            id: state.group(),
+            node,
+            raft,
+            log,
+            state,
+            server,
+            clock,
+            proposals,
+            reads,
+            receiving,
+        })
     }
 
     pub(super) fn id(&self) -> GroupId {
@@ -158,12 +172,19 @@ impl Group {
     }
 
     /// Proposes commands, all in one entry, and waits until they are applied here. Dropped or late, they may still be
-    /// applied.
+    /// applied. A command that this group's machine does not know fails its call and nothing else.
     pub(super) async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
         self.check_leader()?;
+        for command in &commands {
+            // Once in the log it would halt every replica, for ever.
+            holdfast_machine::admit(self.id, command).map_err(|why| {
+                Fault::new(FaultKind::Invalid, format!("a command that cannot be taken: {why}"))
+            })?;
+        }
+        self.check_first_attempts(&commands)?;
         let bytes = commands.iter().map(Message::encoded_len).sum();
         let (reply, outcomes) = oneshot::channel();
         self.proposals.try_send(Proposal { commands, bytes, reply }).map_err(|_| overloaded())?;
@@ -171,6 +192,19 @@ impl Group {
             Ok(Ok(outcomes)) => outcomes,
             Ok(Err(_)) => Err(unavailable("the group stopped; the outcome is not known")),
             Err(_) => Err(unavailable("no outcome in time; it is not known")),
+        }
+    }
+
+    /// A first attempt that is ahead of the group's time would be refused for good; here it may be tried again.
+    fn check_first_attempts(&self, commands: &[Command]) -> Result<(), Fault> {
+        let now = self.clock.now().max(self.state.hlc());
+        let ahead = |first: &Hlc| first.minus_ms(DEDUP_WINDOW_MS - REQUEST_AGE_MS_MAX) > now;
+        match commands.iter().map(|command| Hlc::from_u64(command.first_attempt_hlc)).find(ahead) {
+            None => Ok(()),
+            Some(first) => Err(Fault::new(
+                FaultKind::ClockOff,
+                format!("first attempted at {first}, which is ahead of {now}"),
+            )),
         }
     }
 
@@ -211,35 +245,20 @@ struct Proposer {
 
 impl Proposer {
     async fn run(mut self, mut proposed: mpsc::Receiver<Proposal>) {
-        while let Some(entry) = self.gather(&mut proposed).await {
+        while let Some(entry) = gather(&mut self.held, &mut proposed).await {
             self.commit(entry).await;
         }
     }
 
-    /// The proposals of the next entry; waits for the first.
-    async fn gather(&mut self, proposed: &mut mpsc::Receiver<Proposal>) -> Option<Vec<Proposal>> {
-        let first = match self.held.take() {
-            Some(held) => held,
-            None => proposed.recv().await?,
-        };
-        let (mut commands, mut bytes) = (first.commands.len(), first.bytes);
-        let mut entry = vec![first];
-        while let Ok(next) = proposed.try_recv() {
-            if next.reply.is_closed() {
-                continue;
-            }
-            commands += next.commands.len();
-            bytes += next.bytes;
-            if commands > ENTRY_COMMANDS_MAX || bytes > ENTRY_BYTES_MAX {
-                self.held = Some(next);
-                break;
-            }
-            entry.push(next);
-        }
-        Some(entry)
-    }
-
     async fn commit(&self, entry: Vec<Proposal>) {
+        if let Err(off) = self.clock.peers().check() {
+            let fault = Fault::new(FaultKind::ClockOff, format!("the leader's clock is off: {off}"));
+            for proposal in entry {
+                // Who asked may have given up.
+                let _ = proposal.reply.send(Err(fault.clone()));
+            }
+            return;
+        }
         let mut batch =
             CommandBatch { commands: Vec::with_capacity(entry.iter().map(|of| of.commands.len()).sum()) };
         let mut replies = Vec::with_capacity(entry.len());
@@ -282,6 +301,38 @@ impl Proposer {
     }
 }
 
+/// The proposals of the next entry, `held` first; waits for the first whose caller still waits.
+async fn gather(
+    held: &mut Option<Proposal>,
+    proposed: &mut mpsc::Receiver<Proposal>,
+) -> Option<Vec<Proposal>> {
+    let first = loop {
+        let next = match held.take() {
+            Some(waited) => waited,
+            None => proposed.recv().await?,
+        };
+        // Who asked may have given up and tried elsewhere: this copy would come late.
+        if !next.reply.is_closed() {
+            break next;
+        }
+    };
+    let (mut commands, mut bytes) = (first.commands.len(), first.bytes);
+    let mut entry = vec![first];
+    while let Ok(next) = proposed.try_recv() {
+        if next.reply.is_closed() {
+            continue;
+        }
+        commands += next.commands.len();
+        bytes += next.bytes;
+        if commands > ENTRY_COMMANDS_MAX || bytes > ENTRY_BYTES_MAX {
+            *held = Some(next);
+            break;
+        }
+        entry.push(next);
+    }
+    Some(entry)
+}
+
 async fn confirm_reads(
     raft: Raft,
     state: Arc<GroupState>,
@@ -318,4 +369,46 @@ async fn confirm(raft: &Raft, state: &GroupState, node: NodeId) -> Result<(), Fa
         .await
         .map(drop)
         .map_err(|_| unavailable("the group stopped"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proposal(bytes: usize) -> (Proposal, oneshot::Receiver<Result<Vec<Outcome>, Fault>>) {
+        let (reply, outcomes) = oneshot::channel();
+        (Proposal { commands: vec![Command::default()], bytes, reply }, outcomes)
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_not_proposed() {
+        let (queue, mut proposed) = mpsc::channel(8);
+        let (gone_while_held, _) = proposal(1);
+        let mut held = Some(gone_while_held);
+        let (gone_in_front, _) = proposal(2);
+        let (first, _first) = proposal(3);
+        let (gone_behind, _) = proposal(4);
+        let (second, _second) = proposal(5);
+        for proposal in [gone_in_front, first, gone_behind, second] {
+            queue.try_send(proposal).unwrap_or_else(|_| panic!("there is room"));
+        }
+        let entry = gather(&mut held, &mut proposed).await.unwrap();
+        assert_eq!(entry.iter().map(|of| of.bytes).collect::<Vec<_>>(), [3, 5]);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_comes_first_the_next_time() {
+        let (queue, mut proposed) = mpsc::channel(8);
+        let (small, _small) = proposal(1);
+        let (large, _large) = proposal(ENTRY_BYTES_MAX);
+        let (last, _last) = proposal(2);
+        for proposal in [small, large, last] {
+            queue.try_send(proposal).unwrap_or_else(|_| panic!("there is room"));
+        }
+        let mut held = None;
+        for expected in [1, ENTRY_BYTES_MAX, 2] {
+            let entry = gather(&mut held, &mut proposed).await.unwrap();
+            assert_eq!(entry.iter().map(|of| of.bytes).collect::<Vec<_>>(), [expected]);
+        }
+    }
 }

@@ -187,32 +187,35 @@ impl Groups {
     ) -> Result<Arc<Self>, MetaError> {
         let raft_config = Arc::new(config.raft()?);
         let (dir, cache_bytes) = (config.dir.clone(), config.cache_bytes);
+        let disk = Arc::clone(env.disk());
         let (store, engine) = blocking(move || {
             std::fs::create_dir_all(&dir)
                 .map_err(|error| MetaError::Directory { dir: dir.clone(), reason: error.to_string() })?;
             // The store holds the lock of the directory: it comes first.
             let store = Store::open(&dir.join("state"), cache_bytes)?;
-            let engine: Arc<dyn LogEngine> = Arc::new(RaftEngineLog::open(&dir.join("log"))?);
+            let engine: Arc<dyn LogEngine> = Arc::new(RaftEngineLog::open(&dir.join("log"), disk.as_ref())?);
             Ok((store, engine))
         })
         .await?;
         let writer = Arc::new(LogWriter::start(engine)?);
         let identity = Identity { realm: config.realm, node: config.node, incarnation: config.incarnation };
         let (tasks, cancel) = (TaskTracker::new(), cancel.child_token());
-        let peers = Arc::new(Peers::new(identity, addresses, env.clone(), tasks.clone(), cancel.clone()));
+        let clock = Arc::new(StampClock::new(env.clone()));
+        let peers =
+            Peers::new(identity, addresses, env.clone(), Arc::clone(&clock), tasks.clone(), cancel.clone());
         let seen =
             store.incarnations()?.into_iter().map(|(node, seen)| (node, Arc::new(AtomicU64::new(seen))));
         let hosted = store.hosted()?;
         let groups = Arc::new(Self {
             raft_config,
-            clock: Arc::new(StampClock::new(env.clone())),
+            clock,
             env,
             groups: RwLock::default(),
             adding: tokio::sync::Mutex::default(),
             incarnations: Mutex::new(seen.collect()),
             store,
             writer,
-            peers,
+            peers: Arc::new(peers),
             failure: Failure::new(),
             tasks,
             cancel,
@@ -258,8 +261,9 @@ impl Groups {
     /// Not cancel-safe in effect: a dropped call's commands may still be applied; repeat them with the same request ids.
     ///
     /// # Errors
-    /// `NotLeader` with the leader, as far as known; `NotHere`; `Overloaded`; `FaultUnavailable`, when the outcome is not
-    /// known.
+    /// `NotLeader` with the leader, as far as known; `NotHere`; `Overloaded`; `Invalid`, for a command that the group does
+    /// not know; `ClockOff`, when the clock here must not stamp or the caller's time is ahead; `FaultUnavailable`, when the
+    /// outcome is not known.
     pub(crate) async fn propose(
         &self,
         group: GroupId,
@@ -340,7 +344,7 @@ impl Groups {
         all
     }
 
-    /// The hybrid clock now: no stamp applied in any group here is above it.
+    /// The hybrid clock now, as callers may be told it: a machine clock that is off is not believed.
     pub(crate) fn hlc(&self) -> Hlc {
         self.clock.now()
     }
@@ -358,7 +362,7 @@ impl Groups {
     /// Hands the lead of every group to a voter that is up to date, stops the groups and makes their rows durable.
     pub(crate) async fn shutdown(&self) {
         let handed_over = futures::future::join_all(self.all().into_iter().map(|group| async move {
-            if let Some(to) = group.successor()
+            if let Some(to) = group.successor(|_| true)
                 && let Err(fault) = group.transfer_leader(to).await
             {
                 // Most often `to` is stopping too; where it is not, the group elects.
@@ -392,8 +396,20 @@ impl Groups {
         &self.env
     }
 
+    pub(super) fn node(&self) -> NodeId {
+        self.config.node
+    }
+
+    pub(super) fn clock(&self) -> &Arc<StampClock> {
+        &self.clock
+    }
+
     pub(super) fn cancel(&self) -> &CancellationToken {
         &self.cancel
+    }
+
+    pub(super) fn tasks(&self) -> &TaskTracker {
+        &self.tasks
     }
 
     pub(super) fn engine(&self) -> &Arc<dyn LogEngine> {
@@ -498,6 +514,9 @@ impl Groups {
             Ok((state, log))
         })
         .await?;
+        if state.has_other_members(self.config.node) {
+            self.clock.set_has_peers(true);
+        }
         let led = log.vote().is_some_and(|vote| vote.committed && voted_for(&vote) == self.config.node.get());
         let raft = Raft::new(
             self.config.node.get(),

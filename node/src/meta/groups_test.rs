@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::peer_clocks::tests::moved_env;
 use super::upkeep::UpkeepConfig;
 use super::{AddressBook, Groups, GroupsConfig};
 use crate::env::Env;
@@ -47,10 +49,14 @@ struct Node {
 
 impl Node {
     async fn start(config: GroupsConfig, addresses: &Arc<AddressBook>) -> Self {
+        Self::start_in(config, addresses, Env::real()).await
+    }
+
+    async fn start_in(config: GroupsConfig, addresses: &Arc<AddressBook>, env: Env) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         addresses.set(config.node, listener.local_addr().unwrap().to_string());
         let cancel = CancellationToken::new();
-        let groups = open(config, addresses, &cancel).await;
+        let groups = open(config, addresses, &cancel, env).await;
         let serving =
             tonic::transport::Server::builder().add_service(groups.service()).serve_with_incoming_shutdown(
                 tokio_stream::wrappers::TcpListenerStream::new(listener),
@@ -85,10 +91,15 @@ impl Node {
 }
 
 /// Within one process the tasks of a node's former life may hold its files a little longer than its owner.
-async fn open(config: GroupsConfig, addresses: &Arc<AddressBook>, cancel: &CancellationToken) -> Arc<Groups> {
+async fn open(
+    config: GroupsConfig,
+    addresses: &Arc<AddressBook>,
+    cancel: &CancellationToken,
+    env: Env,
+) -> Arc<Groups> {
     let opened = async {
         loop {
-            match Groups::open(config.clone(), Env::real(), Arc::clone(addresses), cancel.clone()).await {
+            match Groups::open(config.clone(), env.clone(), Arc::clone(addresses), cancel.clone()).await {
                 Ok(groups) => return groups,
                 Err(error) => assert!(error.to_string().to_lowercase().contains("lock"), "{error}"),
             }
@@ -116,7 +127,7 @@ fn account_id(number: u64) -> AccountId {
 fn request(number: u64, op: command::Op, groups: &Groups) -> Command {
     let mut raw = [1; 16];
     raw[8..].copy_from_slice(&number.to_be_bytes());
-    let now = holdfast_proto::hlc::Hlc::from_ms(groups.env().now_ms());
+    let now = groups.hlc();
     Command {
         request: RequestId::from_bytes(raw).to_wire(),
         first_attempt_hlc: now.get(),
@@ -309,32 +320,96 @@ async fn concurrent_callers_share_entries_and_rounds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_behind_the_purged_log_catches_up_through_a_snapshot() {
-    let dirs = dirs();
-    let addresses = Arc::new(AddressBook::new());
-    let eager = |dir: &Path, number| {
-        let mut config = config(dir, number);
-        config.upkeep = UpkeepConfig {
-            persist_bytes: 1,
-            persist_interval: Duration::from_millis(1),
-            retain_bytes: 64 << 10,
-        };
-        config
-    };
-    let first = Node::start(eager(dirs[0].path(), 1), &addresses).await;
-    init(&first).await;
-    // More than one stride of log offsets, so that something can be purged.
+async fn a_command_nobody_here_knows_fails_its_call_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let only = Node::start(config(dir.path(), 1), &Arc::new(AddressBook::new())).await;
+    init(&only).await;
+    // What a newer gateway sends: an operation that decodes to none, and one of a higher level.
+    let unknown = Command { op: None, ..create_account(1, &only.groups) };
+    let newer =
+        Command { feature_level: holdfast_machine::FEATURE_LEVEL + 1, ..create_account(1, &only.groups) };
+    let of_the_zone = request(1, command::Op::InitZone(Default::default()), &only.groups);
+    for refused in [unknown, newer, of_the_zone] {
+        let together = vec![create_account(1, &only.groups), refused];
+        let fault = only.groups.propose(GROUP, together).await.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Invalid, "{fault}");
+    }
+    assert!(!read(&[&only], 1).await);
+    propose(&[&only], 1).await;
+    assert_eq!(*only.groups.failure().borrow(), None);
+    only.stop().await;
+}
+
+/// Purges as soon as it may.
+fn eager(dir: &Path, number: u64) -> GroupsConfig {
+    let mut config = config(dir, number);
+    config.upkeep =
+        UpkeepConfig { persist_bytes: 1, persist_interval: Duration::from_millis(1), retain_bytes: 64 << 10 };
+    config
+}
+
+/// Commits 8 KiB for each number; a few hundred are more than one stride of log offsets, so that something can be purged.
+async fn fill(leader: &Node, numbers: std::ops::Range<u64>) {
     let name = "x".repeat(8 << 10);
-    for number in 0..400 {
+    for number in numbers {
         let account = Account {
             id: account_id(number).to_wire(),
             name: format!("{name}-{number}"),
             ..Account::default()
         };
         let op = command::Op::CreateAccount(CreateAccount { account: Some(account) });
-        let outcomes = first.groups.propose(GROUP, vec![request(number, op, &first.groups)]).await.unwrap();
+        let outcomes = leader.groups.propose(GROUP, vec![request(number, op, &leader.groups)]).await.unwrap();
         assert_eq!(outcomes[0].refusal(), Refusal::None, "{:?}", outcomes[0]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_voter_does_not_hold_the_log() {
+    let dirs = dirs();
+    let addresses = Arc::new(AddressBook::new());
+    let first = Node::start(eager(dirs[0].path(), 1), &addresses).await;
+    let second = Node::start(eager(dirs[1].path(), 2), &addresses).await;
+    let third = Node::start(eager(dirs[2].path(), 3), &addresses).await;
+    init(&first).await;
+    set_members(&first, [1, 2, 3], []).await;
+    propose(&[&first], 5000).await;
+    equal_digests(&[&first, &second, &third]).await;
+    third.kill().await;
+    for round in 0..4 {
+        let before = first.groups.status()[0].purged;
+        fill(&first, round * 300..(round + 1) * 300).await;
+        wait("the log is purged", || first.groups.status()[0].purged > before).await;
+    }
+    assert!(first.groups.is_leader(GROUP));
+    // It comes back behind what was purged.
+    let third = Node::start(eager(dirs[2].path(), 3), &addresses).await;
+    equal_digests(&[&first, &second, &third]).await;
+    for node in [first, second, third] {
+        assert_eq!(*node.groups.failure().borrow(), None);
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_the_library_ends_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let only = Node::start(config(dir.path(), 1), &Arc::new(AddressBook::new())).await;
+    init(&only).await;
+    let mut failure = only.groups.failure();
+    let _ = only.groups.group(GROUP).unwrap().raft().with_raft_state(|_| panic!("as a bug would")).await;
+    let failed = failure.wait_for(Option::is_some);
+    let failed = tokio::time::timeout(DEADLINE, failed).await.expect("it is noticed").unwrap().clone();
+    assert!(failed.is_some_and(|reason| reason.contains("stopped")));
+    only.cancel.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_behind_the_purged_log_catches_up_through_a_snapshot() {
+    let dirs = dirs();
+    let addresses = Arc::new(AddressBook::new());
+    let first = Node::start(eager(dirs[0].path(), 1), &addresses).await;
+    init(&first).await;
+    fill(&first, 0..400).await;
     wait("the log is purged", || first.groups.status()[0].purged > 0).await;
 
     let second = Node::start(eager(dirs[1].path(), 2), &addresses).await;
@@ -371,6 +446,73 @@ async fn the_lead_is_handed_over() {
     propose(&[&first, &third], 3).await;
     first.stop().await;
     third.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_off_neither_stamps_nor_tells_the_time() {
+    const OFF_MS: i64 = 3_600_000;
+    let dirs = dirs();
+    let addresses = Arc::new(AddressBook::new());
+    let (moved, env) = moved_env();
+    let first = Node::start_in(config(dirs[0].path(), 1), &addresses, env).await;
+    let second = Node::start(config(dirs[1].path(), 2), &addresses).await;
+    let third = Node::start(config(dirs[2].path(), 3), &addresses).await;
+    init(&first).await;
+    set_members(&first, [1, 2, 3], []).await;
+    let nodes = [&first, &second, &third];
+    for number in 0..5 {
+        propose(&nodes, number).await;
+    }
+    wait("both peers were heard", || {
+        first.groups.clock().peers().is_near_median(node(2))
+            && first.groups.clock().peers().is_near_median(node(3))
+    })
+    .await;
+    moved.0.store(OFF_MS, Ordering::Relaxed);
+    match first.groups.propose(GROUP, vec![create_account(5, &second.groups)]).await {
+        // It may have handed over already.
+        Err(fault) => assert!(matches!(fault.kind, FaultKind::ClockOff | FaultKind::NotLeader), "{fault}"),
+        Ok(_) => panic!("a clock that is off has stamped"),
+    }
+    wait("another leads", || second.groups.is_leader(GROUP) || third.groups.is_leader(GROUP)).await;
+    for number in 5..10 {
+        propose(&nodes, number).await;
+    }
+    for node in nodes {
+        let ahead = node.groups.hlc().ms().saturating_sub(Env::real().now_ms());
+        assert!(ahead < 10_000, "{ahead} ms ahead are told");
+        assert!(node.groups.group(GROUP).unwrap().state().hlc().ms() < Env::real().now_ms() + 1_000);
+    }
+
+    // Started again, it tells nobody the time before it has heard what time it is.
+    first.kill().await;
+    let (moved, env) = moved_env();
+    moved.0.store(OFF_MS, Ordering::Relaxed);
+    let first = Node::start_in(config(dirs[0].path(), 1), &addresses, env).await;
+    for _ in 0..100 {
+        let ahead = first.groups.hlc().ms().saturating_sub(Env::real().now_ms());
+        assert!(ahead < 10_000, "{ahead} ms ahead are told");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    propose(&[&first, &second, &third], 10).await;
+    for node in [first, second, third] {
+        assert_eq!(*node.groups.failure().borrow(), None);
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_attempt_ahead_of_the_group_may_be_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let only = Node::start(config(dir.path(), 1), &Arc::new(AddressBook::new())).await;
+    init(&only).await;
+    let ahead = holdfast_proto::hlc::Hlc::from_ms(only.groups.env().now_ms() + 600_000).get();
+    let command = Command { first_attempt_hlc: ahead, ..create_account(1, &only.groups) };
+    let fault = only.groups.propose(GROUP, vec![command]).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::ClockOff);
+    assert!(fault.is_retryable());
+    propose(&[&only], 1).await;
+    only.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,10 @@
 //! is lost is applied again from the log, which is kept behind the last durable point.
 //!
 //! A group's live generation is named by one durably written row. A new generation is filled beside the live one and then
-//! named; a crash before that leaves rows nobody names, which the next open removes.
+//! named; a crash before that leaves rows nobody names, which the next open removes. A number is never given twice in the
+//! life of a process, and the live generation is never removed: fjall removes by name, whoever holds the handle.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistM
 use holdfast_machine::kv::{KvError, KvRead, Rows};
 use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::raft as wire;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::Message;
 
 /// Memory for rows of one group that are not in tables yet, bytes.
@@ -39,6 +41,8 @@ fn failed(error: impl fmt::Display) -> KvError {
 pub(crate) struct Store {
     db: Database,
     system: Keyspace,
+    /// The highest number given to a generation of each group. Held while a generation is made, named or removed.
+    numbers: Arc<Mutex<HashMap<GroupId, u64>>>,
 }
 
 impl fmt::Debug for Store {
@@ -50,6 +54,7 @@ impl fmt::Debug for Store {
 /// One generation of one group's rows.
 #[derive(Clone)]
 pub(crate) struct Generation {
+    group: GroupId,
     /// Counts from 1; every installed snapshot is a new one.
     pub(crate) number: u64,
     keyspace: Keyspace,
@@ -78,6 +83,12 @@ fn name_of(group: GroupId, generation: u64) -> String {
     format!("{:016x}.{generation}", group.get())
 }
 
+/// The number in a name of [`name_of`], when it is one of the group's.
+fn number_in(name: &str, group: GroupId) -> Option<u64> {
+    let (id, number) = name.split_once('.')?;
+    (id == format!("{:016x}", group.get())).then(|| number.parse().ok())?
+}
+
 fn options() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES).manual_journal_persist(true)
 }
@@ -97,7 +108,7 @@ impl Store {
     /// nothing names. Blocks.
     ///
     /// # Errors
-    /// When the directory cannot be used, is in use, or is corrupt.
+    /// When the directory cannot be used, is in use, or is corrupt; when a live generation is not there.
     pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Self, KvError> {
         let db = Database::builder(dir)
             .cache_size(cache_bytes)
@@ -107,9 +118,10 @@ impl Store {
             .open()
             .map_err(failed)?;
         let system = db.keyspace(SYSTEM, options).map_err(failed)?;
-        let store = Self { db, system };
+        let store = Self { db, system, numbers: Arc::default() };
         let mut live = vec![SYSTEM.to_string()];
         for (group, hosted) in store.hosted()? {
+            store.check_exists(group, hosted)?;
             live.push(name_of(group, hosted));
         }
         for name in store.db.list_keyspace_names() {
@@ -138,56 +150,78 @@ impl Store {
         Ok(hosted)
     }
 
+    /// Rows that were named live and are gone are lost: nothing empty takes their place.
+    fn check_exists(&self, group: GroupId, number: u64) -> Result<(), KvError> {
+        if self.db.keyspace_exists(&name_of(group, number)) {
+            return Ok(());
+        }
+        Err(KvError(format!(
+            "the rows of {group} are gone: generation {number} is named live and is not there"
+        )))
+    }
+
+    fn live_number(&self, group: GroupId) -> Result<Option<u64>, KvError> {
+        let row = self.system.get(system_key(HOSTED, group.get())).map_err(failed)?;
+        row.map(|row| Ok(decode::<wire::HostedGroup>("a hosted group", &row)?.generation)).transpose()
+    }
+
     /// The live generation of a group, made and durably named when the group is new here. Blocks.
     ///
     /// # Errors
-    /// When the store fails.
+    /// When the store fails, or the generation named live is not there.
     pub(crate) fn generation(&self, group: GroupId) -> Result<Generation, KvError> {
-        let row = self.system.get(system_key(HOSTED, group.get())).map_err(failed)?;
-        match row {
-            Some(row) => {
-                let number = decode::<wire::HostedGroup>("a hosted group", &row)?.generation;
-                Ok(Generation {
-                    number,
-                    keyspace: self.db.keyspace(&name_of(group, number), options).map_err(failed)?,
-                })
+        match self.live_number(group)? {
+            Some(number) => {
+                self.check_exists(group, number)?;
+                let keyspace = self.db.keyspace(&name_of(group, number), options).map_err(failed)?;
+                Ok(Generation { group, number, keyspace })
             }
             None => {
-                let first = self.new_generation(group, 1)?;
-                self.switch(group, &first)?;
+                let first = self.new_generation(group)?;
+                self.switch(&first)?;
                 Ok(first)
             }
         }
     }
 
-    /// An empty generation that nothing names yet; what an interrupted earlier attempt left under the number is removed.
+    /// An empty generation that nothing names yet, under a number no other has or had. Blocks.
     ///
     /// # Errors
     /// When the store fails.
-    pub(crate) fn new_generation(&self, group: GroupId, number: u64) -> Result<Generation, KvError> {
-        let name = name_of(group, number);
-        if self.db.keyspace_exists(&name) {
-            let stale = self.db.keyspace(&name, options).map_err(failed)?;
-            self.db.delete_keyspace(stale).map_err(failed)?;
-        }
-        Ok(Generation { number, keyspace: self.db.keyspace(&name, options).map_err(failed)? })
+    pub(crate) fn new_generation(&self, group: GroupId) -> Result<Generation, KvError> {
+        let mut numbers = self.numbers.lock();
+        let names = self.db.list_keyspace_names();
+        let existing = names.iter().filter_map(|name| number_in(name, group)).max();
+        let given = numbers.entry(group).or_default();
+        *given = existing.unwrap_or(0).max(*given) + 1;
+        let number = *given;
+        let keyspace = self.db.keyspace(&name_of(group, number), options).map_err(failed)?;
+        Ok(Generation { group, number, keyspace })
     }
 
-    /// Durably names the live generation of a group. Blocks.
+    /// Durably names a generation the live one of its group. Blocks.
     ///
     /// # Errors
     /// When the store fails.
-    pub(crate) fn switch(&self, group: GroupId, to: &Generation) -> Result<(), KvError> {
+    pub(crate) fn switch(&self, to: &Generation) -> Result<(), KvError> {
+        let _numbers = self.numbers.lock();
+        self.check_exists(to.group, to.number)?;
         let row = wire::HostedGroup { schema: SCHEMA, generation: to.number };
-        self.system.insert(system_key(HOSTED, group.get()), row.encode_to_vec()).map_err(failed)?;
+        self.system.insert(system_key(HOSTED, to.group.get()), row.encode_to_vec()).map_err(failed)?;
         self.persist()
     }
 
-    /// Removes a generation that is not live any more; views of it stay readable.
+    /// Removes a generation that is not live; views of it stay readable. One that is live stays, one that is gone is
+    /// gone. Blocks.
     ///
     /// # Errors
     /// When the store fails.
-    pub(crate) fn remove(&self, generation: Generation) -> Result<(), KvError> {
+    pub(crate) fn remove_unless_live(&self, generation: Generation) -> Result<(), KvError> {
+        let _numbers = self.numbers.lock();
+        let live = self.live_number(generation.group)? == Some(generation.number);
+        if live || !self.db.keyspace_exists(&name_of(generation.group, generation.number)) {
+            return Ok(());
+        }
         self.db.delete_keyspace(generation.keyspace).map_err(failed)
     }
 
@@ -378,7 +412,7 @@ mod tests {
             let first = store.generation(group).unwrap();
             put(&store, &first, "old", "1");
             store.persist().unwrap();
-            let second = store.new_generation(group, 2).unwrap();
+            let second = store.new_generation(group).unwrap();
             second.ingest([Ok((Bytes::from("new"), Bytes::from("1")))].into_iter()).unwrap();
         }
         {
@@ -386,9 +420,9 @@ mod tests {
             assert_eq!(store.hosted().unwrap(), [(group, 1)]);
             assert_eq!(rows(&store.generation(group).unwrap()), [(b"old".to_vec(), b"1".to_vec())]);
             assert!(!store.db.keyspace_exists(&name_of(group, 2)));
-            let second = store.new_generation(group, 2).unwrap();
+            let second = store.new_generation(group).unwrap();
             second.ingest([Ok((Bytes::from("new"), Bytes::from("1")))].into_iter()).unwrap();
-            store.switch(group, &second).unwrap();
+            store.switch(&second).unwrap();
         }
         let store = Store::open(dir.path(), 1 << 20).unwrap();
         assert_eq!(store.hosted().unwrap(), [(group, 2)]);
@@ -396,10 +430,50 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_given_once_and_what_is_live_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = GroupId::REALM;
+        {
+            let store = Store::open(dir.path(), 1 << 20).unwrap();
+            let first = store.generation(group).unwrap();
+            let second = store.new_generation(group).unwrap();
+            let third = store.new_generation(group).unwrap();
+            assert_eq!((first.number, second.number, third.number), (1, 2, 3));
+            third.ingest([Ok((Bytes::from("kept"), Bytes::from("1")))].into_iter()).unwrap();
+            store.remove_unless_live(second.clone()).unwrap();
+            store.remove_unless_live(second).unwrap();
+            store.switch(&third).unwrap();
+            store.remove_unless_live(first).unwrap();
+            store.remove_unless_live(third).unwrap();
+            let fourth = store.new_generation(group).unwrap();
+            store.remove_unless_live(fourth).unwrap();
+            assert_eq!(store.new_generation(group).unwrap().number, 5, "4 is gone, and not free");
+        }
+        let store = Store::open(dir.path(), 1 << 20).unwrap();
+        assert_eq!(rows(&store.generation(group).unwrap()).len(), 1);
+        assert_eq!(store.new_generation(group).unwrap().number, 4, "nobody is left who held it");
+    }
+
+    #[test]
+    fn live_rows_that_are_gone_are_an_error_and_no_empty_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = GroupId::REALM;
+        {
+            let store = Store::open(dir.path(), 1 << 20).unwrap();
+            let live = store.generation(group).unwrap();
+            put(&store, &live, "a", "1");
+            store.persist().unwrap();
+            store.db.delete_keyspace(live.keyspace).unwrap();
+            assert!(store.generation(group).unwrap_err().0.contains("are gone"));
+        }
+        assert!(Store::open(dir.path(), 1 << 20).unwrap_err().0.contains("are gone"));
+    }
+
+    #[test]
     fn rows_out_of_order_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), 1 << 20).unwrap();
-        let generation = store.new_generation(GroupId::REALM, 1).unwrap();
+        let generation = store.new_generation(GroupId::REALM).unwrap();
         let row = |key: &'static str| Ok((Bytes::from(key), Bytes::new()));
         assert!(generation.ingest([row("b"), row("a")].into_iter()).is_err());
     }

@@ -1,5 +1,7 @@
 //! The laws of [`LogEngine`], held against the real one; reopening without a shutdown stands for a killed process.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,9 +12,14 @@ use parking_lot::Mutex;
 use super::log::{Change, LogEngine, LogError, LogFacts, LogWrite, LogWriter};
 use super::log_engine::RaftEngineLog;
 use super::log_record::{LogRecord, RecordKind};
+use crate::env::{Access, Disk, DiskFile, DiskLock, Env, Space};
 
 const GROUP: u64 = 3 << 56 | 7;
 const OTHER: u64 = 3 << 56 | 8;
+
+fn opened(dir: &Path) -> RaftEngineLog {
+    RaftEngineLog::open(dir, Env::real().disk().as_ref()).unwrap()
+}
 
 fn record(index: u64, term: u64) -> LogRecord {
     LogRecord::new(index, term, RecordKind::Commands, Bytes::from(format!("{index}@{term}")))
@@ -40,14 +47,14 @@ fn read_all(engine: &dyn LogEngine, group: u64) -> Vec<LogRecord> {
 fn check_after(changes: Vec<(u64, Change)>, check: impl Fn(&dyn LogEngine)) {
     let dir = tempfile::tempdir().unwrap();
     {
-        let engine = RaftEngineLog::open(dir.path()).unwrap();
+        let engine = opened(dir.path());
         for (group, change) in changes {
             write(&engine, group, [change]);
         }
         check(&engine);
     }
-    check(&RaftEngineLog::open(dir.path()).unwrap());
-    check(&RaftEngineLog::open(dir.path()).unwrap());
+    check(&opened(dir.path()));
+    check(&opened(dir.path()));
 }
 
 #[test]
@@ -153,18 +160,17 @@ fn a_purge_after_a_truncation_leaves_no_hole() {
 fn reclaiming_keeps_what_lives() {
     let dir = tempfile::tempdir().unwrap();
     {
-        let engine = RaftEngineLog::open(dir.path()).unwrap();
+        let engine = opened(dir.path());
         write(&engine, GROUP, [Change::Append(records(0..100, 1)), Change::Purge { upto: log_id(1, 90) }]);
         engine.reclaim().unwrap();
     }
-    assert_eq!(read_all(&RaftEngineLog::open(dir.path()).unwrap(), GROUP), records(91..100, 1));
+    assert_eq!(read_all(&opened(dir.path()), GROUP), records(91..100, 1));
 }
 
 #[test]
 fn one_write_makes_many_groups_durable_and_completions_keep_their_order() {
     let dir = tempfile::tempdir().unwrap();
-    let engine =
-        Arc::new(Counted { inner: RaftEngineLog::open(dir.path()).unwrap(), writes: AtomicUsize::new(0) });
+    let engine = Arc::new(Counted { inner: opened(dir.path()), writes: AtomicUsize::new(0) });
     let writer = LogWriter::start(engine.clone()).unwrap();
     let order = Arc::new(Mutex::new(Vec::new()));
     for index in 0..200 {
@@ -207,6 +213,117 @@ fn a_failed_write_ends_the_log() {
         }
         assert!(failure.borrow().as_ref().is_some_and(|fault| fault.contains("no disk")));
     }
+}
+
+/// The machine's disk, where some file's sync fails.
+#[derive(Debug)]
+struct Syncs {
+    real: Env,
+    done: Arc<Mutex<Vec<String>>>,
+    failing: Option<&'static str>,
+}
+
+#[derive(Debug)]
+struct SyncedFile {
+    name: String,
+    real: Arc<dyn DiskFile>,
+    done: Arc<Mutex<Vec<String>>>,
+    fails: bool,
+}
+
+impl DiskFile for SyncedFile {
+    fn sync(&self) -> io::Result<()> {
+        self.done.lock().push(format!("sync {}", self.name));
+        if self.fails { Err(io::Error::other("no disk")) } else { self.real.sync() }
+    }
+    fn drop_cache(&self) -> io::Result<()> {
+        self.done.lock().push(format!("drop {}", self.name));
+        self.real.drop_cache()
+    }
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.real.write_at(data, offset)
+    }
+    fn read_at(&self, out: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<usize> {
+        self.real.read_at(out, len, offset)
+    }
+    fn read_cached(&self, out: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<Option<usize>> {
+        self.real.read_cached(out, len, offset)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.real.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.real.set_len(len)
+    }
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.real.punch(offset, len)
+    }
+}
+
+impl Disk for Syncs {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let fails = self.failing.is_some_and(|failing| name.ends_with(failing));
+        let real = self.real.disk().open(path, access)?;
+        Ok(Arc::new(SyncedFile { name, real, done: Arc::clone(&self.done), fails }))
+    }
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        self.real.disk().create_dir_all(dir)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.real.disk().list(dir)
+    }
+    fn create(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
+        self.real.disk().create(path, access)
+    }
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        self.real.disk().replace(path, content)
+    }
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.real.disk().read(path)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.real.disk().remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.done.lock().push("sync dir".into());
+        self.real.disk().sync_dir(dir)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>> {
+        self.real.disk().lock(path)
+    }
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        self.real.disk().space(dir)
+    }
+    fn boot_id(&self) -> io::Result<String> {
+        self.real.disk().boot_id()
+    }
+}
+
+/// After a failed fsync the kernel calls pages clean that never reached the disk.
+#[test]
+fn what_was_not_synced_is_not_believed_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let engine = opened(dir.path());
+        write(&engine, GROUP, [Change::Append(records(0..5, 1))]);
+    }
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let disk = |failing| Syncs { real: Env::real(), done: Arc::clone(&done), failing };
+    {
+        let engine = RaftEngineLog::open(dir.path(), &disk(None)).unwrap();
+        assert_eq!(read_all(&engine, GROUP), records(0..5, 1));
+    }
+    let expected = [
+        "sync 0000000000000001.raftlog",
+        "drop 0000000000000001.raftlog",
+        "sync 0000000000000001.rewrite",
+        "drop 0000000000000001.rewrite",
+        "sync dir",
+    ];
+    assert_eq!(*done.lock(), expected);
+    let error = RaftEngineLog::open(dir.path(), &disk(Some(".raftlog"))).unwrap_err();
+    assert!(error.0.contains("no disk"), "{error}");
 }
 
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use raft_engine::{Command, Config, Engine, LogBatch, ReadableSize};
 
 use super::log::{Change, LogEngine, LogError, LogFacts, LogWrite};
 use super::log_record::{LogRecord, LogRecords};
+use crate::env::{Access, Disk};
 
 const VOTE: &[u8] = b"vote";
 const COMMITTED: &[u8] = b"committed";
@@ -48,11 +49,12 @@ fn failed(error: raft_engine::Error) -> LogError {
 }
 
 impl RaftEngineLog {
-    /// Opens or creates the log in `dir`. Blocks while it reads the files.
+    /// Opens or creates the log in `dir`. Blocks while it syncs and reads the files.
     ///
     /// # Errors
-    /// When the directory cannot be used or a file other than the last one's tail is corrupt.
-    pub(crate) fn open(dir: &Path) -> Result<Self, LogError> {
+    /// When what is there cannot be synced; when the directory cannot be used or a file other than the last one's tail is corrupt.
+    pub(crate) fn open(dir: &Path, disk: &dyn Disk) -> Result<Self, LogError> {
+        settle(dir, disk).map_err(|error| LogError(format!("syncing the log: {error}")))?;
         let dir = dir.to_str().ok_or_else(|| LogError("the directory's name is not UTF-8".into()))?;
         let engine = Engine::open(Config {
             dir: dir.into(),
@@ -79,6 +81,28 @@ impl RaftEngineLog {
             .map(Some)
             .map_err(|error| LogError(format!("a row does not decode: {error}")))
     }
+}
+
+/// Makes what is about to be read of the log be what is on disk. After a failed sync the kernel may hold pages that it
+/// calls clean and that never reached the disk: a process that starts again must not take them for written.
+///
+/// Only files that a write or a rewrite can have been going to when a process died: of either queue the last two, since a
+/// file is synced before the one after it is begun.
+fn settle(dir: &Path, disk: &dyn Disk) -> std::io::Result<()> {
+    let mut names = match disk.list(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        names => names?,
+    };
+    // A name begins with its number, in a fixed width.
+    names.sort_unstable();
+    for queue in [".raftlog", ".rewrite"] {
+        for name in names.iter().filter(|name| name.ends_with(queue)).rev().take(2) {
+            let file = disk.open(&dir.join(name), Access::Buffered)?;
+            file.sync()?;
+            file.drop_cache()?;
+        }
+    }
+    disk.sync_dir(dir)
 }
 
 fn index(bytes: &[u8]) -> Result<u64, LogError> {

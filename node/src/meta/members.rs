@@ -137,8 +137,8 @@ impl Group {
             .await
     }
 
-    /// The other voter whose log is nearest to this leader's, when there is one that has all of it.
-    pub(super) fn successor(&self) -> Option<NodeId> {
+    /// Another voter that has all of this leader's log, among those that `fit`.
+    pub(super) fn successor(&self, fit: impl Fn(NodeId) -> bool) -> Option<NodeId> {
         if !self.is_leader() {
             return None;
         }
@@ -147,6 +147,7 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let last = metrics.last_log_index?;
         let others = voters.iter().filter(|node| node.get() != metrics.id);
-        others.copied().find(|node| matched(&metrics, *node).is_some_and(|at| at >= last))
+        let mut others = others.copied().filter(|node| fit(*node));
+        others.find(|node| matched(&metrics, *node).is_some_and(|at| at >= last))
     }
 }

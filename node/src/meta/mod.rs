@@ -23,6 +23,7 @@ mod log_engine;
 mod log_record;
 mod members;
 mod peer;
+mod peer_clocks;
 mod raft;
 mod service;
 mod snapshot;

@@ -26,6 +26,7 @@ use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 use super::address::AddressBook;
+use super::clock::StampClock;
 use crate::env::Env;
 
 /// Between two attempts to reach a node.
@@ -70,7 +71,8 @@ pub(super) enum PeerError {
     Refused { node: NodeId, fault: Fault },
 }
 
-type Waiting = HashMap<u64, oneshot::Sender<PeerReply>>;
+/// By id of the request: who waits, and since when, on the monotonic clock.
+type Waiting = HashMap<u64, (Duration, oneshot::Sender<PeerReply>)>;
 
 struct Connection {
     channel: Channel,
@@ -106,6 +108,7 @@ struct Shared {
     identity: Identity,
     addresses: Arc<AddressBook>,
     env: Env,
+    clock: Arc<StampClock>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -128,10 +131,11 @@ impl Peers {
         identity: Identity,
         addresses: Arc<AddressBook>,
         env: Env,
+        clock: Arc<StampClock>,
         tasks: TaskTracker,
         cancel: CancellationToken,
     ) -> Self {
-        let shared = Arc::new(Shared { identity, addresses, env, tasks, cancel });
+        let shared = Arc::new(Shared { identity, addresses, env, clock, tasks, cancel });
         Self { shared, peers: Mutex::default() }
     }
 
@@ -204,10 +208,11 @@ impl Peer {
         let id = connection.next_id.fetch_add(1, Ordering::Relaxed);
         let (tx, reply) = oneshot::channel();
         match connection.waiting.lock().as_mut() {
-            Some(waiting) => waiting.insert(id, tx),
+            Some(waiting) => waiting.insert(id, (self.shared.env.monotonic(), tx)),
             None => return Err(self.unreachable("the stream broke")),
         };
-        let request = PeerRequest { id, group, message: Some(message) };
+        let clock_ms = self.shared.env.now_ms();
+        let request = PeerRequest { id, group, message: Some(message), clock_ms };
         if let Err(error) = connection.requests.try_send(request) {
             if let Some(waiting) = connection.waiting.lock().as_mut() {
                 waiting.remove(&id);
@@ -265,7 +270,7 @@ impl Peer {
         let channel = endpoint.connect().await.map_err(|error| format!("{address}: {error}"))?;
         let (requests, outbound) = mpsc::channel(QUEUE_MAX);
         let hello = peer_request::Message::Hello(self.shared.identity.hello(self.node));
-        let hello = PeerRequest { id: 0, group: 0, message: Some(hello) };
+        let hello = PeerRequest { message: Some(hello), ..PeerRequest::default() };
         requests.try_send(hello).map_err(|error| error.to_string())?;
         let replies = client(channel.clone())
             .exchange(ReceiverStream::new(outbound))
@@ -285,7 +290,7 @@ impl Peer {
             next_id: AtomicU64::new(1),
         });
         let breaker = Breaker(Arc::clone(&connection));
-        self.shared.tasks.spawn(receive(replies, breaker, self.node, self.shared.cancel.clone()));
+        self.shared.tasks.spawn(receive(replies, breaker, self.node, Arc::clone(&self.shared)));
         Ok(connection)
     }
 }
@@ -296,21 +301,17 @@ fn client(channel: Channel) -> RaftClient<Channel> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-async fn receive(
-    mut replies: Streaming<PeerReply>,
-    breaker: Breaker,
-    node: NodeId,
-    cancel: CancellationToken,
-) {
+async fn receive(mut replies: Streaming<PeerReply>, breaker: Breaker, node: NodeId, shared: Arc<Shared>) {
     loop {
         let reply = tokio::select! {
             reply = replies.message() => reply,
-            () = cancel.cancelled() => return,
+            () = shared.cancel.cancelled() => return,
         };
         match reply {
             Ok(Some(reply)) => {
                 let waiter = breaker.0.waiting.lock().as_mut().and_then(|waiting| waiting.remove(&reply.id));
-                if let Some(waiter) = waiter {
+                if let Some((sent, waiter)) = waiter {
+                    shared.clock.peers().answered(node, reply.clock_ms, sent);
                     // Who asked may have given up.
                     let _ = waiter.send(reply);
                 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{StreamExt, stream};
 use holdfast_proto::error::Fault;
-use holdfast_proto::id::GroupId;
+use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::limits::MESSAGE_BYTES_MAX;
 use holdfast_proto::raft::raft_server::{Raft as RaftRpc, RaftServer};
 use holdfast_proto::raft::{
@@ -30,9 +30,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::group::Group;
 use super::groups::Groups;
-use super::raft::{LogId, TypeConfig};
+use super::raft::{LogId, TypeConfig, Vote};
 use super::snapshot;
-use super::state::SnapshotRows;
+use super::state::{Applied, SnapshotRows};
 use super::wire::{self as convert, WireError};
 
 /// Requests of one stream in work, at most.
@@ -76,6 +76,7 @@ struct Exchange {
     groups: Arc<Groups>,
     requests: Option<Streaming<PeerRequest>>,
     in_work: FuturesUnordered<Work>,
+    sender: NodeId,
     incarnation: u64,
     /// The highest incarnation seen of the sender.
     highest: Arc<AtomicU64>,
@@ -107,6 +108,7 @@ impl Exchange {
                     return Some((Err(fault.into_status()), self));
                 }
                 Ok(Some(request)) => {
+                    self.groups.clock().peers().told(self.sender, request.clock_ms);
                     let mut work = take_up(&self.groups, request).await;
                     // The first poll hands the request to its group: later requests of the stream come after it.
                     match std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
@@ -125,7 +127,8 @@ impl Exchange {
 
 async fn take_up(groups: &Groups, request: PeerRequest) -> Work {
     let id = request.id;
-    let answer = move |message| PeerReply { id, message: Some(message) };
+    let env = groups.env().clone();
+    let answer = move |message| PeerReply { id, message: Some(message), clock_ms: env.now_ms() };
     let group = match group_of(groups, &request).await {
         Ok(group) => group,
         Err(fault) => return Box::pin(std::future::ready(answer(wire_fault(fault)))),
@@ -204,6 +207,7 @@ impl RaftRpc for RaftService {
             groups: Arc::clone(&self.groups),
             requests: Some(requests),
             in_work: FuturesUnordered::new(),
+            sender: NodeId::new(hello.sender),
             incarnation: hello.incarnation,
             highest,
             cancel: self.groups.cancel().clone(),
@@ -229,34 +233,50 @@ impl RaftRpc for RaftService {
         let id = GroupId::from_u64(head.group)
             .map_err(|error| Fault::new(FaultKind::Invalid, error.to_string()))?;
         let group = self.groups.ensure(id).await?;
-        let Some(_receiving) = group.begin_receiving() else {
+        let Some(receiving) = group.begin_receiving() else {
             return Err(Fault::new(FaultKind::Overloaded, "a snapshot of the group is being received").into());
         };
         let invalid = |error: snapshot::SnapshotError| Fault::new(FaultKind::Invalid, error.to_string());
         let applied = snapshot::applied_of(&head).map_err(invalid)?;
-        tracing::info!(group = %id, index = applied.log_id.map(|id| id.index()), "receiving a snapshot");
-        let meta = openraft::storage::SnapshotMeta {
-            last_log_id: applied.log_id,
-            last_membership: (*applied.membership).clone(),
+        // On its own: who is asked for the reply is dropped when the connection breaks, and what has begun must come to
+        // its end, rows removed or installed, before the next snapshot of the group begins.
+        let stop = self.groups.cancel().clone();
+        let taking = async move {
+            let taken = take_snapshot(&group, vote, applied, &mut parts, &stop).await;
+            drop(receiving);
+            taken
         };
-        let rows = snapshot::receive(group.state(), applied, &mut parts).await.map_err(stopped)?;
-        let SnapshotRows::Received { generation, .. } = &rows else {
-            return Err(Status::internal("a received snapshot is rows that were received"));
-        };
-        let generation = generation.clone();
-        let installed = group.raft().install_full_snapshot(vote, Snapshot { meta, snapshot: rows }).await;
-        let state = Arc::clone(group.state());
-        let discarded =
-            tokio::task::spawn_blocking(move || snapshot::discard_unless_live(&state, generation)).await;
-        match discarded {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(group = %id, %error, "rows of a snapshot that was not needed stay")
-            }
-            Err(error) => return Err(stopped(error).into()),
-        }
-        let response = installed.map_err(stopped)?;
-        metrics::counter!("holdfast_meta_snapshots_installed_total").increment(1);
-        Ok(Response::new(SnapshotReply { vote: Some(convert::vote_out(&response.vote)) }))
+        let taken = self.groups.tasks().spawn(taking).await;
+        Ok(Response::new(taken.map_err(stopped)??))
     }
+}
+
+/// Receives and installs the snapshot after its head. Not cancel-safe.
+async fn take_snapshot(
+    group: &Group,
+    vote: Vote,
+    applied: Applied,
+    parts: &mut Streaming<SnapshotPart>,
+    stop: &CancellationToken,
+) -> Result<SnapshotReply, Fault> {
+    tracing::info!(group = %group.id(), index = applied.log_id.map(|id| id.index()), "receiving a snapshot");
+    let meta = openraft::storage::SnapshotMeta {
+        last_log_id: applied.log_id,
+        last_membership: (*applied.membership).clone(),
+    };
+    let (generation, applied) =
+        snapshot::receive(group.state(), applied, parts, stop).await.map_err(stopped)?;
+    let rows = SnapshotRows::Received { generation: generation.clone(), applied };
+    let installed = group.raft().install_full_snapshot(vote, Snapshot { meta, snapshot: rows }).await;
+    // Not needed any more when the group had moved on meanwhile.
+    let store = group.state().store().clone();
+    match tokio::task::spawn_blocking(move || store.remove_unless_live(generation)).await.map_err(stopped)? {
+        Ok(()) => {}
+        Err(error) => {
+            tracing::warn!(group = %group.id(), %error, "rows of a snapshot that was not needed stay");
+        }
+    }
+    let response = installed.map_err(stopped)?;
+    metrics::counter!("holdfast_meta_snapshots_installed_total").increment(1);
+    Ok(SnapshotReply { vote: Some(convert::vote_out(&response.vote)) })
 }

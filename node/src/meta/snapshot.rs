@@ -1,8 +1,8 @@
 //! Snapshots between nodes: the rows of one read view in key order, in parts, with a digest over the whole stream.
 //!
 //! The receiver fills a generation that nothing names while the rows arrive, and hands it to the state machine only when
-//! the tail agrees on the number of rows and the digest. A stream that breaks leaves a nameless generation, which the
-//! next attempt or the next start removes. An interrupted snapshot starts over.
+//! the tail agrees on the number of rows and the digest. A stream that breaks leaves a nameless generation, which who
+//! fills it removes; one that a crash leaves goes with the next start. An interrupted snapshot starts over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +15,7 @@ use holdfast_proto::id::GroupId;
 use holdfast_proto::raft as wire;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 use super::kv::{Generation, View};
 use super::peer::Peer;
@@ -36,6 +37,8 @@ pub(super) enum SnapshotError {
     NotAView,
     #[error("nothing moved for {STALL_DEADLINE:?}")]
     Stalled,
+    #[error("the node is stopping")]
+    Stopping,
     #[error("the peer: {0}")]
     Peer(String),
     #[error(transparent)]
@@ -177,7 +180,7 @@ pub(super) fn applied_of(head: &wire::SnapshotHead) -> Result<Applied, SnapshotE
 }
 
 /// Takes the parts after the head into a new generation. The generation is durable and complete, but not live, when this
-/// returns.
+/// returns. Not cancel-safe: dropped, it leaves the filling behind. `stop` ends it in order.
 ///
 /// # Errors
 /// When the stream stalls or ends early, the rows are out of order or do not add up, or the store fails.
@@ -185,18 +188,22 @@ pub(super) async fn receive(
     state: &Arc<GroupState>,
     applied: Applied,
     parts: &mut tonic::Streaming<wire::SnapshotPart>,
-) -> Result<SnapshotRows, SnapshotError> {
+    stop: &CancellationToken,
+) -> Result<(Generation, Applied), SnapshotError> {
     let (queue, arrived) = mpsc::channel(PARTS_QUEUED);
     let filling = {
         let state = Arc::clone(state);
         let own = applied.rows();
         tokio::task::spawn_blocking(move || fill(&state, own, arrived))
     };
-    let fed = feed(parts, queue).await;
+    let fed = tokio::select! {
+        fed = feed(parts, queue) => fed,
+        () = stop.cancelled() => Err(SnapshotError::Stopping),
+    };
     let filled = filling.await.map_err(|error| SnapshotError::Store(KvError(error.to_string())))?;
     // A stream that broke also broke the filling: its own fault says more.
     fed?;
-    Ok(SnapshotRows::Received { generation: filled?, applied })
+    Ok((filled?, applied))
 }
 
 async fn feed(
@@ -224,7 +231,7 @@ fn fill(
     own: [(Bytes, Bytes); 2],
     mut arrived: mpsc::Receiver<wire::snapshot_part::Part>,
 ) -> Result<Generation, KvError> {
-    let generation = state.store().new_generation(state.group(), state.generation() + 1)?;
+    let generation = state.store().new_generation(state.group())?;
     let mut sum = RowSum::default();
     let mut part = Vec::new().into_iter();
     let mut ended = false;
@@ -253,18 +260,10 @@ fn fill(
     });
     let filled = generation.ingest(own.into_iter().map(Ok).chain(received));
     if let Err(error) = filled {
-        state.store().remove(generation)?;
+        state.store().remove_unless_live(generation)?;
         return Err(error);
     }
     Ok(generation)
-}
-
-/// Removes what was received and then not installed, because the group had moved on meanwhile.
-///
-/// # Errors
-/// When the store fails.
-pub(super) fn discard_unless_live(state: &GroupState, generation: Generation) -> Result<(), KvError> {
-    if state.generation() == generation.number { Ok(()) } else { state.store().remove(generation) }
 }
 
 #[cfg(test)]
@@ -309,9 +308,48 @@ mod tests {
         let parts = vec![Part::Rows(wire::SnapshotRows { rows: rows.clone() }), tail(&rows)];
         let (_dir, state, generation) = filled(parts);
         let generation = generation.unwrap();
-        assert_eq!(generation.number, state.generation() + 1, "it is not live yet");
+        assert!(generation.number > state.live_number(), "it is not live yet");
         assert_eq!(generation.scan(MACHINE_ROWS, ROWS_END).count(), 2);
         assert_eq!(Applied::read(&generation).unwrap().log_id, Some(LogId::new_term_index(2, 9)));
+    }
+
+    /// A stream that broke may be noticed after the next one was taken and installed.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_broken_snapshot_takes_nothing_of_the_next_one_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            let store = Store::open(dir.path(), 1 << 20).unwrap();
+            let clock = Arc::new(StampClock::new(Env::real()));
+            GroupState::open(GroupId::REALM, store, clock, Failure::new()).unwrap()
+        };
+        let applied = Applied { log_id: Some(LogId::new_term_index(2, 9)), ..Applied::default() };
+        let rows = vec![row("acc|a"), row("acc|b")];
+        {
+            let state = open();
+            let (broken, arrived) = mpsc::channel(16);
+            let breaking = {
+                let (state, own) = (Arc::clone(&state), applied.rows());
+                tokio::task::spawn_blocking(move || fill(&state, own, arrived))
+            };
+            broken.send(Part::Rows(wire::SnapshotRows { rows: rows[..1].to_vec() })).await.unwrap();
+            // Taken up by who fills, whose generation is there from now on.
+            broken.reserve_many(broken.max_capacity()).await.unwrap();
+            let (queue, arrived) = mpsc::channel(16);
+            queue.try_send(Part::Rows(wire::SnapshotRows { rows: rows.clone() })).unwrap();
+            queue.try_send(tail(&rows)).unwrap();
+            let filling = Arc::clone(&state);
+            let next = tokio::task::spawn_blocking(move || {
+                let generation = fill(&filling, applied.rows(), arrived).unwrap();
+                filling.install(generation, applied).unwrap();
+            });
+            next.await.unwrap();
+            drop(broken);
+            assert!(breaking.await.unwrap().is_err());
+            assert_eq!(state.view().scan(MACHINE_ROWS, ROWS_END).count(), 2);
+        }
+        let state = open();
+        assert_eq!(state.applied_index(), 9);
+        assert_eq!(state.view().scan(MACHINE_ROWS, ROWS_END).count(), 2);
     }
 
     #[test]
@@ -330,7 +368,7 @@ mod tests {
         ] {
             let (_dir, state, generation) = filled(parts);
             assert!(generation.is_err());
-            assert_eq!(state.generation(), 1);
+            assert_eq!(state.live_number(), 1);
             assert_eq!(state.view().scan(MACHINE_ROWS, ROWS_END).count(), 0);
         }
     }

@@ -15,7 +15,7 @@ use futures::{Stream, StreamExt};
 use holdfast_machine::Halt;
 use holdfast_machine::kv::{KvError, KvRead, Overlay};
 use holdfast_proto::hlc::Hlc;
-use holdfast_proto::id::GroupId;
+use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::meta::{Answer, CommandBatch, Outcome, Query, answer};
 use holdfast_proto::raft as wire;
 use openraft::OptionalSend;
@@ -176,7 +176,8 @@ impl GroupState {
     }
 
     /// Number of the live generation.
-    pub(super) fn generation(&self) -> u64 {
+    #[cfg(test)]
+    pub(super) fn live_number(&self) -> u64 {
         self.live.get().number
     }
 
@@ -188,6 +189,17 @@ impl GroupState {
     /// The index of the last applied entry.
     pub(super) fn applied_index(&self) -> u64 {
         *self.applied_index.borrow()
+    }
+
+    /// The highest stamp applied.
+    pub(super) fn hlc(&self) -> Hlc {
+        self.applied.lock().hlc
+    }
+
+    /// Whether the applied membership names another node than this one.
+    pub(super) fn has_other_members(&self, node: NodeId) -> bool {
+        let membership = Arc::clone(&self.applied.lock().membership);
+        membership.membership().nodes().any(|(member, _)| *member != node.get())
     }
 
     /// The index up to which rows survive a power cut.
@@ -235,6 +247,8 @@ impl GroupState {
         let mut overlay = Overlay::new(&generation);
         let mut outcomes = Vec::with_capacity(entries.len());
         for entry in entries {
+            let next = applied.log_id.map_or(0, |log_id| log_id.index() + 1);
+            assert!(entry.index() == next, "entry {} is to be applied where {next} is next", entry.index());
             outcomes.push(Outcomes(match &entry.payload {
                 Payload::Blank => Vec::new(),
                 Payload::Normal(Commands(bytes)) => {
@@ -289,16 +303,22 @@ impl GroupState {
         batch.commit()
     }
 
+    /// As if everything up to `log_id` had been applied, for a suite that leaves entries out.
+    #[cfg(test)]
+    pub(super) fn skip_to(&self, log_id: LogId) {
+        self.applied.lock().log_id = Some(log_id);
+    }
+
     /// Makes `generation`, filled with `applied` and its rows, the live one. Blocks.
-    fn install(&self, generation: Generation, applied: Applied) -> Result<(), KvError> {
-        self.store.switch(self.group, &generation)?;
+    pub(super) fn install(&self, generation: Generation, applied: Applied) -> Result<(), KvError> {
+        self.store.switch(&generation)?;
         let old = self.live.replace(generation);
         self.clock.saw(applied.hlc);
         let index = applied.index();
         *self.applied.lock() = applied;
         self.persisted(index);
         self.applied_index.send_replace(index);
-        self.store.remove(old)
+        self.store.remove_unless_live(old)
     }
 }
 
@@ -320,6 +340,11 @@ pub(crate) struct StateMachine {
 impl StateMachine {
     pub(super) fn new(state: Arc<GroupState>) -> Self {
         Self { state }
+    }
+
+    #[cfg(test)]
+    pub(super) fn state(&self) -> &Arc<GroupState> {
+        &self.state
     }
 
     async fn blocking<T: Send + 'static>(
@@ -417,7 +442,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let (generation, applied) = match snapshot {
                 SnapshotRows::Received { generation, applied } => (generation, applied),
                 SnapshotRows::View { view, applied } => {
-                    let generation = state.store.new_generation(state.group, state.generation() + 1)?;
+                    let generation = state.store.new_generation(state.group)?;
                     let own = applied.rows().into_iter().map(Ok);
                     generation.ingest(own.chain(view.scan(MACHINE_ROWS, ROWS_END)))?;
                     (generation, applied)

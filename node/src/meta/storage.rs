@@ -165,6 +165,12 @@ impl GroupLog {
         self.shared.tail.lock().written
     }
 
+    /// Bytes of the entries that are not purged, nearly.
+    pub(super) fn retained(&self) -> u64 {
+        let tail = self.shared.tail.lock();
+        tail.written - tail.offsets.front().map_or(tail.written, |(_, bytes)| *bytes)
+    }
+
     fn change(&self, change: Change) -> LogWrite {
         LogWrite { group: self.shared.group, change }
     }
@@ -253,9 +259,20 @@ impl RaftLogReader<TypeConfig> for GroupLog {
         RB: RangeBounds<u64> + Clone + fmt::Debug + OptionalSend,
     {
         let (start, end) = bounds(&range);
+        // Who applies takes what comes for all of it, so less than all of it is a fault. The library's own suite, which has
+        // no state to keep, asks for more than there is.
+        let whole = self.shared.durable.is_some() && end != u64::MAX;
         // Piece by piece: a restart may have to re-apply more log than fits in memory.
         let pieces = stream::unfold((self.clone(), start), move |(log, next)| async move {
-            let piece = if next < end { log.read(next, end).await } else { Ok(Vec::new()) };
+            if next >= end {
+                return None;
+            }
+            let piece = match log.read(next, end).await {
+                Ok(entries) if whole && entries.first().is_none_or(|first| first.index() != next) => {
+                    Err(io_error(LogError(format!("entry {next} of those up to {end} is not there"))))
+                }
+                piece => piece,
+            };
             match piece {
                 Ok(entries) => {
                     let after = entries.last()?.index() + 1;
@@ -282,7 +299,14 @@ impl RaftLogReader<TypeConfig> for GroupLog {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        self.read(start, end).await
+        // Entries that do not follow the one before `start` must not be sent as if they did.
+        if start < self.shared.tail.lock().first {
+            return Ok(Vec::new());
+        }
+        let entries = self.read(start, end).await?;
+        // Purged meanwhile.
+        let follows = entries.first().is_none_or(|first| first.index() == start);
+        Ok(if follows { entries } else { Vec::new() })
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -407,9 +431,13 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
         }
         {
             let mut tail = self.shared.tail.lock();
-            tail.purged = tail.purged.max(Some(log_id));
+            // By index: an entry of a later term may lie before the last one.
+            if tail.purged.is_some_and(|purged| purged.index() >= log_id.index()) {
+                return Ok(());
+            }
+            tail.purged = Some(log_id);
             tail.first = tail.first.max(log_id.index() + 1);
-            if tail.last < Some(log_id) {
+            if tail.last.is_none_or(|last| last.index() < log_id.index()) {
                 tail.last = Some(log_id);
                 tail.entries.clear();
                 tail.bytes = 0;

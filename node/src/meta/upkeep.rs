@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt;
 use openraft::async_runtime::watch::WatchReceiver as _;
 
 use super::group::Group;
@@ -40,11 +41,13 @@ struct Last {
     persisted: Duration,
     persisted_bytes: u64,
     reclaimed: Duration,
+    /// The clock was off, and that was logged.
+    clock_off: bool,
 }
 
 pub(super) async fn run(groups: Arc<Groups>, config: UpkeepConfig) {
     let now = groups.env().monotonic();
-    let mut last = Last { persisted: now, persisted_bytes: 0, reclaimed: now };
+    let mut last = Last { persisted: now, reclaimed: now, ..Last::default() };
     let mut beat = tokio::time::interval(BEAT);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -59,13 +62,13 @@ pub(super) async fn run(groups: Arc<Groups>, config: UpkeepConfig) {
 async fn step(groups: &Arc<Groups>, config: UpkeepConfig, last: &mut Last) {
     let all = groups.all();
     for group in &all {
-        let stopped = group.raft().metrics().borrow_watched().running_state.clone().err();
-        if let Some(error) = stopped
+        if let Some(why) = stopped(group)
             && !groups.cancel().is_cancelled()
         {
-            groups.fail(format!("{} stopped: {error}", group.id()));
+            groups.fail(format!("{} stopped: {why}", group.id()));
         }
     }
+    watch_clock(groups, &all, last);
     let now = groups.env().monotonic();
     let written: u64 = all.iter().map(|group| group.log().written()).sum();
     let dirty = all.iter().any(|group| group.state().applied_index() > durable(group));
@@ -79,6 +82,9 @@ async fn step(groups: &Arc<Groups>, config: UpkeepConfig, last: &mut Last) {
         }
     }
     for group in &all {
+        let retained = group.log().retained();
+        metrics::gauge!("holdfast_meta_group_log_bytes", "group" => group.id().to_string())
+            .set(retained as f64);
         purge(group, config.retain_bytes).await;
     }
     if now >= last.reclaimed + RECLAIM_INTERVAL {
@@ -88,6 +94,48 @@ async fn step(groups: &Arc<Groups>, config: UpkeepConfig, last: &mut Last) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => groups.fail(error.to_string()),
             Err(error) => groups.fail(error.to_string()),
+        }
+    }
+}
+
+/// Why the library no longer drives a group; `None` while it does.
+fn stopped(group: &Group) -> Option<String> {
+    let mut metrics = group.raft().metrics();
+    if let Err(error) = metrics.borrow_and_update().running_state.clone() {
+        return Some(error.to_string());
+    }
+    // A panic says nothing: who would change the metrics is gone with its task.
+    let gone = metrics.changed().now_or_never().is_some_and(|changed| changed.is_err());
+    gone.then(|| "its task is gone".to_owned())
+}
+
+/// A leader whose clock is off does not stamp: who can, should lead.
+fn watch_clock(groups: &Groups, all: &[Arc<Group>], last: &mut Last) {
+    let clock = groups.clock();
+    clock.set_has_peers(all.iter().any(|group| group.state().has_other_members(groups.node())));
+    let ahead_ms = clock.peers().ahead_of_median_ms().unwrap_or(0);
+    metrics::gauge!("holdfast_meta_clock_ahead_seconds").set(ahead_ms as f64 / 1000.0);
+    let off = clock.peers().check().err();
+    metrics::gauge!("holdfast_meta_clock_off_bool").set(f64::from(u8::from(off.is_some())));
+    match off {
+        Some(off) if !last.clock_off => {
+            tracing::error!(%off, "this machine's clock is off: the groups it leads take no commands");
+        }
+        None if last.clock_off => tracing::info!("this machine's clock is right again"),
+        _ => {}
+    }
+    last.clock_off = off.is_some();
+    if off.is_none() {
+        return;
+    }
+    for group in all {
+        if let Some(to) = group.successor(|node| clock.peers().is_near_median(node)) {
+            let group = Arc::clone(group);
+            groups.tasks().spawn(async move {
+                if let Err(fault) = group.transfer_leader(to).await {
+                    tracing::debug!(group = %group.id(), %to, %fault, "the lead was not handed over");
+                }
+            });
         }
     }
 }
