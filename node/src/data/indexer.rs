@@ -162,7 +162,8 @@ fn rebuild_until_done(shared: &Shared, cancel: &CancellationToken) {
             tracing::error!(target_dir = %dir, %error, "the shard index could not be rebuilt, trying again");
             if shared.overlay.is_full() {
                 // Nobody waits for an index that may never come.
-                let text = format!("too many changes wait for the shard index, and it cannot be rebuilt: {error}");
+                let text =
+                    format!("too many changes wait for the shard index, and it cannot be rebuilt: {error}");
                 shared.fail(Fault::new(FaultKind::DiskFailed, text));
             }
             shared.overlay.pause(RETRY_AFTER);

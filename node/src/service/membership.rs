@@ -219,6 +219,7 @@ mod tests {
             token: "token".into(),
             node: Some(Node { addr: "127.0.0.1:1".into(), ..Node::default() }),
             nonce: vec![nonce; 16].into(),
+            zone_name: zone.head.identity.zone_name.clone(),
             ..JoinRequest::default()
         };
         let first = service.join(Request::new(join(1))).await.unwrap().into_inner();
