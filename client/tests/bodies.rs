@@ -6,29 +6,12 @@ mod fake;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fake::{Chunks, FakeZone, body, copies, eventually, rs};
+use fake::{Chunks, FakeZone, body, copies, eventually, intent, put, rs};
 use futures::StreamExt;
-use holdfast_client::{BodyReader, Error, PutError, StoredBody, WriteIntent};
-use holdfast_proto::id::BucketId;
-use holdfast_proto::meta::ObjectHeaders;
+use holdfast_client::{BodyReader, Error, PutError, StoredBody};
 use holdfast_proto::v1::FaultKind;
 
 const MIB: usize = 1 << 20;
-
-fn intent(length: usize) -> WriteIntent {
-    WriteIntent {
-        bucket: BucketId::from_bytes([1; 16]),
-        key: Bytes::from_static(b"photos/cat.jpg"),
-        upload: None,
-        length: length as u64,
-        storage_class: String::new(),
-        headers: Some(ObjectHeaders { content_type: "image/jpeg".into(), ..Default::default() }),
-    }
-}
-
-async fn put(zone: &FakeZone, bytes: &Bytes) -> Result<StoredBody, PutError<String>> {
-    zone.cluster.put_body(intent(bytes.len()), &mut Chunks::of(bytes, 100_000)).await
-}
 
 async fn collect(mut reader: BodyReader) -> Result<Vec<u8>, Error> {
     reader.first().await?;

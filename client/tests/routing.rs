@@ -115,7 +115,7 @@ fn aging(zone: &FakeZone, now: u64) -> fake::Script {
         } else {
             Refusal::None
         };
-        meta.upgrade().expect("the zone is there").group_hlcs.lock().insert(group, now);
+        meta.upgrade().expect("the zone is up").group_hlcs.lock().insert(group, now);
         Ok(Outcome { refusal: refusal.into(), ..Default::default() })
     })
 }

@@ -11,18 +11,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::Stream;
 use holdfast_client::bulk::BulkShards;
-use holdfast_client::{BodySource, ClientConfig, Cluster};
+use holdfast_client::{BodySource, ClientConfig, Cluster, PutError, StoredBody, WriteIntent};
 use holdfast_proto::data::shards_server::{Shards, ShardsServer};
 use holdfast_proto::data::{
     DeleteShards, DeleteShardsDone, GetShard, ListShards, ListShardsDone, PutShard, PutShardDone,
     ShardBlocks, StatShards, StatShardsDone,
 };
 use holdfast_proto::error::Fault;
-use holdfast_proto::id::{GroupId, RealmId, ShardId, ZoneId};
+use holdfast_proto::id::{BucketId, GroupId, RealmId, ShardId, ZoneId};
 use holdfast_proto::limits::{BLOCK_BYTES, MESSAGE_BYTES_MAX, SLOT_TABLE_LEN};
 use holdfast_proto::meta::meta_server::{Meta, MetaServer};
 use holdfast_proto::meta::{
-    Answer, ClusterMap, Command, Group, GroupLeader, Node, NodeState, Outcome, PlacementGroup,
+    Answer, ClusterMap, Command, Group, GroupLeader, Node, NodeState, ObjectHeaders, Outcome, PlacementGroup,
     ProposeRequest, ProposeResponse, Query, ReadRequest, ReadResponse, Refusal, StorageClass, Target,
     TargetState, WatchEvent, WatchRequest, query,
 };
@@ -53,6 +53,8 @@ pub(crate) struct FakeTarget {
     pub faults: Mutex<Faults>,
     /// This many puts are refused, at once.
     pub refuse_puts: AtomicUsize,
+    /// Shards that were stored, again or for the first time.
+    pub puts: AtomicUsize,
     pub gets: AtomicUsize,
     pub bytes_sent: AtomicU64,
 }
@@ -78,6 +80,7 @@ impl Shards for Served {
         }
         let id = put.meta.as_ref().expect("a header").shard.to_vec();
         self.0.shards.lock().insert(id, put);
+        self.0.puts.fetch_add(1, Ordering::SeqCst);
         Ok(Response::new(PutShardDone {}))
     }
 
@@ -515,6 +518,22 @@ pub(crate) fn body(length: usize) -> Bytes {
     }
     bytes.truncate(length);
     bytes.into()
+}
+
+pub(crate) fn intent(length: usize) -> WriteIntent {
+    WriteIntent {
+        bucket: BucketId::from_bytes([1; 16]),
+        key: Bytes::from_static(b"photos/cat.jpg"),
+        upload: None,
+        length: length as u64,
+        storage_class: String::new(),
+        headers: Some(ObjectHeaders { content_type: "image/jpeg".into(), ..Default::default() }),
+    }
+}
+
+/// Stores a body as a gateway would.
+pub(crate) async fn put(zone: &FakeZone, bytes: &Bytes) -> Result<StoredBody, PutError<String>> {
+    zone.cluster.put_body(intent(bytes.len()), &mut Chunks::of(bytes, 100_000)).await
 }
 
 /// Polls until `condition` holds; fails after ten seconds.
