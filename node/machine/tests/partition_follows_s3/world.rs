@@ -198,7 +198,7 @@ impl World {
         };
         let Some(outcome::Ok::Deleted(deleted)) = outcome.ok.clone() else { panic!("{outcome:?}") };
         match gone {
-            Gone::Nothing => return,
+            Gone::Nothing => {}
             Gone::Marker { null } => {
                 assert!(deleted.marker && deleted.null == null);
                 self.model.mark(key, &deleted.version);
