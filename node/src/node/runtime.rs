@@ -319,6 +319,14 @@ impl NodeRuntime {
         });
         let garbage_head = head.clone();
         self.front.worker("garbage", move |progress| worker::garbage::run(garbage_head.clone(), progress));
+        let (mend_head, cluster) = (head.clone(), self.cluster.subscribe());
+        self.front.worker("mend", move |progress| {
+            let (head, mut cluster) = (mend_head.clone(), cluster.clone());
+            async move {
+                let cluster = connected(&mut cluster).await?;
+                worker::mend::run(head, cluster, progress).await
+            }
+        });
         let (groups, cluster) = (head.groups.clone(), self.cluster.subscribe());
         self.front.worker("unfinished-buckets", move |progress| {
             let (groups, mut cluster) = (groups.clone(), cluster.clone());

@@ -5,24 +5,20 @@
 //! A row whose targets do not all answer stays for a later round, as does one that makes no sense: neither holds up the
 //! rows behind it, and a target that gave no answer is not asked again in the same round.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_client::geometry::Geometry;
-use holdfast_proto::data::DeleteShards;
-use holdfast_proto::data::shards_client::ShardsClient;
 use holdfast_proto::id::{GroupId, GroupKind, ShardId, WriteId};
-use holdfast_proto::limits::MESSAGE_BYTES_MAX;
 use holdfast_proto::meta::{
     Body, ClusterMap, Command, DueGarbage, DueGarbageRows, FreeGarbage, GarbageKey, Query, Refusal,
     TargetState, answer, command, query,
 };
-use tonic::transport::Channel;
 
+use super::reach::Reach;
 use super::walk::{Left, Said, Walk};
-use crate::node::contact::connect_lazy;
 use crate::service::zone_head::ZoneHead;
 use crate::supervisor::Progress;
 
@@ -31,9 +27,6 @@ const TICK: Duration = Duration::from_secs(2);
 const PAGE: u32 = 200;
 /// Pages of one partition in one round: others wait for it no longer than that.
 const PAGES_PER_ROUND: u32 = 100;
-/// Shards named in one call to a target, which takes 10,000.
-const SHARDS_PER_CALL: usize = 8_000;
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs until the node stops.
 pub(crate) async fn run(head: Arc<ZoneHead>, progress: Progress) -> anyhow::Result<()> {
@@ -46,7 +39,7 @@ pub(crate) async fn run(head: Arc<ZoneHead>, progress: Progress) -> anyhow::Resu
 
 struct Collector {
     head: Arc<ZoneHead>,
-    channels: HashMap<u64, (String, Channel)>,
+    reach: Reach,
     walks: BTreeMap<GroupId, Walk>,
     /// Targets that gave no answer in this round.
     silent: HashSet<u32>,
@@ -60,7 +53,7 @@ impl Collector {
     fn new(head: Arc<ZoneHead>) -> Self {
         Self {
             head,
-            channels: HashMap::new(),
+            reach: Reach::default(),
             walks: BTreeMap::new(),
             silent: HashSet::new(),
             said: Said::default(),
@@ -149,7 +142,7 @@ impl Collector {
             if self.silent.contains(&target) {
                 continue;
             }
-            if let Err(error) = self.delete(map, target, shards).await {
+            if let Err(error) = self.delete(map, target, &shards).await {
                 tracing::debug!(target_id = target, %error, "shards stay until the target answers");
                 self.silent.insert(target);
             }
@@ -179,7 +172,7 @@ impl Collector {
         Ok((freed, left))
     }
 
-    async fn delete(&mut self, map: &ClusterMap, target: u32, shards: Vec<Bytes>) -> anyhow::Result<()> {
+    async fn delete(&mut self, map: &ClusterMap, target: u32, shards: &[Bytes]) -> anyhow::Result<()> {
         let Some(row) = map.targets.iter().find(|row| row.id == target) else {
             // Not in the zone any more, and its shards with it.
             return Ok(());
@@ -187,24 +180,7 @@ impl Collector {
         if row.state() == TargetState::TargetDown {
             anyhow::bail!("target {target} is down");
         }
-        let node = map.nodes.iter().find(|node| node.id == row.node);
-        let address = node
-            .map(|node| node.addr.clone())
-            .ok_or_else(|| anyhow::anyhow!("target {target} has no node"))?;
-        let channel = match self.channels.get(&row.node) {
-            Some((known, channel)) if *known == address => channel.clone(),
-            _ => {
-                let channel = connect_lazy(&address)?;
-                self.channels.insert(row.node, (address, channel.clone()));
-                channel
-            }
-        };
-        let mut client = ShardsClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
-        for shards in shards.chunks(SHARDS_PER_CALL) {
-            let request = DeleteShards { target, shards: shards.to_vec() };
-            tokio::time::timeout(CALL_TIMEOUT, client.delete(request)).await??;
-        }
-        Ok(())
+        self.reach.delete(map, target, shards).await
     }
 }
 

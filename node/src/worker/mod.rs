@@ -3,6 +3,8 @@
 pub(crate) mod buckets;
 pub(crate) mod garbage;
 pub(crate) mod group_metrics;
+pub(crate) mod mend;
+mod reach;
 mod walk;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use holdfast_client::{ClientConfig, Cluster};
 use holdfast_proto::id::{AccountId, BucketId, GroupId, NodeId, RealmId, TargetId, WriteId, ZoneId};
 use holdfast_proto::meta::meta_server::MetaServer;
 use holdfast_proto::meta::{
@@ -88,7 +89,12 @@ pub(crate) async fn progress() -> (Progress, Supervisor) {
 
 impl SmallZone {
     /// One meta node, `targets` targets (from id 1) and these placement groups (from id 1), all of `scheme`.
-    pub(crate) async fn start(targets: usize, scheme: Scheme, pgs: &[&[u32]]) -> Self {
+    pub(crate) async fn start(targets: u32, scheme: Scheme, pgs: &[&[u32]]) -> Self {
+        Self::without(&[], targets, scheme, pgs).await
+    }
+
+    /// A zone some of whose targets are not served until they are added to `shards`.
+    pub(crate) async fn without(unserved: &[u32], targets: u32, scheme: Scheme, pgs: &[&[u32]]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let cancel = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -152,7 +158,7 @@ impl SmallZone {
         tasks.push(tokio::spawn(async move { served.await.unwrap() }));
         let mut zone = Self { head, targets: vec![], shards, cancel, tasks, _dir: dir };
         for number in 1..=targets {
-            zone.add_target(number as u32).await;
+            zone.add_target(number, !unserved.contains(&number)).await;
         }
         zone.place(scheme, pgs).await;
         for number in 0..PARTITIONS {
@@ -162,7 +168,7 @@ impl SmallZone {
         zone
     }
 
-    async fn add_target(&mut self, number: u32) {
+    async fn add_target(&mut self, number: u32, served: bool) {
         let config = TargetConfig {
             segment_bytes: 4 << 20,
             ..TargetConfig::new(self._dir.path().join(format!("t{number}")), REALM)
@@ -177,7 +183,9 @@ impl SmallZone {
             ..TargetRow::default()
         };
         self.done(self.head.zone_group(), command::Op::PutTarget(PutTarget { target: Some(row) })).await;
-        self.shards.add(TargetId::new(number), target.clone());
+        if served {
+            self.shards.add(TargetId::new(number), target.clone());
+        }
         self.targets.push(target);
     }
 
@@ -204,6 +212,12 @@ impl SmallZone {
             self.head.feed.current().is_some_and(|map| !map.pgs.is_empty())
         })
         .await;
+    }
+
+    /// A client of the zone.
+    pub(crate) async fn cluster(&self) -> Cluster {
+        let addr = self.head.feed.current().unwrap().nodes[0].addr.clone();
+        Cluster::connect(ClientConfig::new(vec![addr]), self.cancel.clone()).await.unwrap()
     }
 
     /// Commits what must succeed.
