@@ -241,6 +241,26 @@ async fn a_segment_that_is_sealed_while_a_rebuild_reads_it_is_not_damaged() {
     assert_eq!(target.stat(&[wire(1), wire(2)]).unwrap(), [true, true]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_deleted_or_stored_again_during_a_rebuild_gives_its_space_back() {
+    let (machine, target) = stored_and_removed().await;
+    until("shard 1 is punched", || machine.disk.punched() > 60_000).await;
+    let before = machine.disk.punched();
+    let rebuild = machine.index.pause(|call| call == Call::Open);
+    machine.index.break_it();
+    assert_eq!(target.stat(&[wire(1)]).unwrap_err().kind, FaultKind::ShardUnknown);
+    rebuild.wait();
+    target.delete(&[wire(2)]).await.unwrap();
+    target.put(shard(3, 70_000).0, shard(3, 70_000).1).await.unwrap();
+    drop(rebuild);
+    recovered(&target).await;
+    until("both are punched", || machine.disk.punched() - before > 120_000).await;
+    until("they are counted", || target.report().shards == 3).await;
+    for number in [3, 4, 5] {
+        assert_eq!(target.get(&wire(number), 0, 0).await.unwrap().data, shard(number, 70_000).1);
+    }
+}
+
 #[tokio::test]
 async fn shards_can_be_deleted_before_the_index_knows_them() {
     let machine = Machine::new();

@@ -4,6 +4,7 @@
 //! What a crash leaves: an index that covers the log up to its checkpoint, and perhaps a little more. Space is given
 //! back before the checkpoint passes the tombstone, so replaying the log from the checkpoint repeats what was missed.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,9 +72,17 @@ fn move_changes(shared: &Shared, changes: &Changes, freed: &[Entry], covered: Po
     let index = shared.index.read().clone();
     let outcome = index.ok_or_else(|| IndexError("it is not open".to_owned())).and_then(|index| {
         let mut totals = *shared.totals.lock();
+        let known: HashSet<Position> = freed.iter().map(|entry| entry.at).collect();
+        let mut dead = Vec::new();
         for (shard, change) in changes {
-            totals.change(index.set(*shard, *change)?, *change);
+            let old = index.set(*shard, *change)?;
+            totals.change(old, *change);
+            // Nobody knew of it while the index was rebuilt, so nobody freed it.
+            dead.extend(old.filter(|old| {
+                change.is_none_or(|change| change.at > old.at) && !known.contains(&old.at)
+            }));
         }
+        give_back(shared, &dead);
         index.set_checkpoint(Checkpoint { covered, totals })?;
         *shared.totals.lock() = totals;
         Ok(())
