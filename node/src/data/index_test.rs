@@ -9,9 +9,11 @@ use super::index::{
 };
 use super::mem_index::{Call, MemHome};
 use super::record::{Entry, Position};
+use super::sim_disk::{On, Trouble};
 use super::sled_index::SledHome;
 use super::target::{Target, TargetConfig};
 use super::testing::{Machine, REALM, open_real, recovered, shard, shard_id, until, wire};
+use crate::env::Disk;
 
 fn entry(offset: u64) -> Entry {
     Entry { at: Position::new(3, offset), meta_len: 200, length: 4096 }
@@ -165,6 +167,97 @@ async fn absence_is_not_read_from_an_index_that_a_rebuild_emptied_meanwhile() {
             recovered(&target).await;
         }
         assert_eq!(target.get(&wire(2), 0, 0).await.unwrap().data, shard(2, 70_000).1);
+    }
+}
+
+/// For tests that hold the disk meanwhile and must not await.
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !condition() {
+        assert!(start.elapsed().as_secs() < 30, "waited too long until {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_rebuild_believes_no_tombstone_that_is_still_being_written() {
+    let (machine, target) = stored_and_removed().await;
+    let segment = machine.disk.paths().into_iter().rfind(|path| path.extension().is_some_and(|end| end == "seg"));
+    let length = || machine.disk.read(segment.as_ref().unwrap()).unwrap().len();
+    let rebuild = machine.index.pause(|call| call == Call::Open);
+    machine.index.break_it();
+    assert_eq!(target.stat(&[wire(1)]).unwrap_err().kind, FaultKind::ShardUnknown);
+    rebuild.wait();
+    let deleted = {
+        let _held = machine.disk.hold_syncs();
+        let before = length();
+        let deleted = tokio::spawn({
+            let target = Arc::clone(&target);
+            async move { target.delete(&[wire(2)]).await }
+        });
+        wait_until("the tombstone is written", || length() > before);
+        drop(rebuild);
+        wait_until("the index is rebuilt", || !target.report().recovering);
+        machine.disk.plan(On::Sync, 0, Trouble::Fail(5));
+        deleted
+    };
+    assert_eq!(deleted.await.unwrap().unwrap_err().kind, FaultKind::DiskFailed);
+    let is_here = async |target: &Target| target.get(&wire(2), 0, 0).await.is_ok();
+    assert!(is_here(&target).await, "nothing removed it");
+    drop(target);
+    // The index is trusted, and the failed sync left no tombstone.
+    machine.disk.kill();
+    let target = machine.open().await;
+    assert!(is_here(&target).await, "the index says what the segments say");
+    drop(target);
+    machine.disk.power_cut(1);
+    assert!(is_here(&*machine.open().await).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_segment_that_is_sealed_while_a_rebuild_reads_it_is_not_damaged() {
+    let mut machine = Machine::new();
+    machine.config.index_batch = 1;
+    let target = machine.open().await;
+    target.put(shard(1, 200_000).0, shard(1, 200_000).1).await.unwrap();
+    until("the index has it", || target.report().shards == 1).await;
+    let rebuild = machine.index.pause(|call| call == Call::Open);
+    machine.index.break_it();
+    assert_eq!(target.stat(&[wire(1)]).unwrap_err().kind, FaultKind::ShardUnknown);
+    rebuild.wait();
+    {
+        let _held = machine.disk.hold_reads();
+        let reads = machine.disk.reads();
+        drop(rebuild);
+        wait_until("the rebuild looks for a footer", || machine.disk.reads() > reads);
+        let put = tokio::spawn({
+            let target = Arc::clone(&target);
+            async move { target.put(shard(2, 200_000).0, shard(2, 200_000).1).await }
+        });
+        wait_until("the segment is sealed, and the next has a shard", || put.is_finished());
+    }
+    recovered(&target).await;
+    assert_eq!(target.report().corrupt_blocks, 0);
+    assert_eq!(target.stat(&[wire(1), wire(2)]).unwrap(), [true, true]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_deleted_or_stored_again_during_a_rebuild_gives_its_space_back() {
+    let (machine, target) = stored_and_removed().await;
+    until("shard 1 is punched", || machine.disk.punched() > 60_000).await;
+    let before = machine.disk.punched();
+    let rebuild = machine.index.pause(|call| call == Call::Open);
+    machine.index.break_it();
+    assert_eq!(target.stat(&[wire(1)]).unwrap_err().kind, FaultKind::ShardUnknown);
+    rebuild.wait();
+    target.delete(&[wire(2)]).await.unwrap();
+    target.put(shard(3, 70_000).0, shard(3, 70_000).1).await.unwrap();
+    drop(rebuild);
+    recovered(&target).await;
+    until("both are punched", || machine.disk.punched() - before > 120_000).await;
+    until("they are counted", || target.report().shards == 3).await;
+    for number in [3, 4, 5] {
+        assert_eq!(target.get(&wire(number), 0, 0).await.unwrap().data, shard(number, 70_000).1);
     }
 }
 

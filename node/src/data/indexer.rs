@@ -4,6 +4,7 @@
 //! What a crash leaves: an index that covers the log up to its checkpoint, and perhaps a little more. Space is given
 //! back before the checkpoint passes the tombstone, so replaying the log from the checkpoint repeats what was missed.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,9 +72,17 @@ fn move_changes(shared: &Shared, changes: &Changes, freed: &[Entry], covered: Po
     let index = shared.index.read().clone();
     let outcome = index.ok_or_else(|| IndexError("it is not open".to_owned())).and_then(|index| {
         let mut totals = *shared.totals.lock();
+        let known: HashSet<Position> = freed.iter().map(|entry| entry.at).collect();
+        let mut dead = Vec::new();
         for (shard, change) in changes {
-            totals.change(index.set(*shard, *change)?, *change);
+            let old = index.set(*shard, *change)?;
+            totals.change(old, *change);
+            // Nobody knew of it while the index was rebuilt, so nobody freed it.
+            dead.extend(old.filter(|old| {
+                change.is_none_or(|change| change.at > old.at) && !known.contains(&old.at)
+            }));
         }
+        give_back(shared, &dead);
         index.set_checkpoint(Checkpoint { covered, totals })?;
         *shared.totals.lock() = totals;
         Ok(())
@@ -185,7 +194,7 @@ fn rebuild(shared: &Shared, cancel: &CancellationToken) -> Result<Checkpoint, Re
     numbers.sort_unstable();
     let mut totals = Totals::default();
     for number in numbers.into_iter().filter(|number| *number <= until.segment) {
-        let mut entries = segment_entries(shared, number)
+        let mut entries = segment_entries(shared, number, until.segment)
             .map_err(|source| RebuildError::Segment { segment: number, source })?;
         // In key order the index touches each of its pages once; what is said of one shard stays in log order.
         entries.sort_by_key(LogEntry::shard);
@@ -201,15 +210,16 @@ fn rebuild(shared: &Shared, cancel: &CancellationToken) -> Result<Checkpoint, Re
     Ok(checkpoint)
 }
 
-/// All that a segment says, from its footer if it has one.
-pub(super) fn segment_entries(shared: &Shared, number: u64) -> io::Result<Vec<LogEntry>> {
+/// All that a segment says, from its footer if it has one. `active` is one that had no footer when this began: it may be
+/// sealed meanwhile.
+pub(super) fn segment_entries(shared: &Shared, number: u64, active: u64) -> io::Result<Vec<LogEntry>> {
     let file = shared.reader.file(number)?;
     if let Some(entries) = read_footer(&*file, number, &shared.home.key)? {
         return Ok(entries);
     }
     let scanned = scan(&*file, number, &shared.home.key, u64::MAX)?;
-    // The active one has no footer yet, and what is wrong with it was counted when it was opened.
-    if number < shared.overlay.published().segment {
+    // What is wrong with the active one was counted when it was opened.
+    if number < active {
         tracing::error!(
             segment = number,
             holes = scanned.damaged,
@@ -239,6 +249,9 @@ pub(super) fn apply(
             totals.change(old, Some(*entry));
             Ok(old)
         }
+        // Seen while it was being written: it may yet fail, or be cut off, and the index would know of no shard that the
+        // segments hold.
+        LogEntry::Dead(tombstone) if tombstone.before >= until => Ok(None),
         LogEntry::Dead(tombstone) => match index.get(tombstone.shard)? {
             Some(entry) if entry.at < tombstone.before => {
                 index.set(tombstone.shard, None)?;

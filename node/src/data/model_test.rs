@@ -65,6 +65,8 @@ struct Run {
     machine: Machine,
     target: Arc<Target>,
     model: Model,
+    /// What was done so far.
+    done: Vec<Step>,
 }
 
 impl Run {
@@ -73,7 +75,8 @@ impl Run {
         machine.config.index_batch = index_batch;
         machine.config.segment_bytes = segment_kib << 10;
         let target = machine.open().await;
-        Self { machine, target, model: (0..NUMBERS).map(|number| (number, Some(false))).collect() }
+        let model = (0..NUMBERS).map(|number| (number, Some(false))).collect();
+        Self { machine, target, model, done: Vec::new() }
     }
 
     async fn put(&mut self, numbers: &[u32]) {
@@ -138,13 +141,13 @@ impl Run {
 
     /// Replaces the target by one that does not yet run, drops the old one, and opens again.
     async fn restart(mut self, crash: impl FnOnce(&Machine)) -> Self {
-        let Self { machine, target, model } = self;
+        let Self { machine, target, model, done } = self;
         drop(target);
         crash(&machine);
-        self = Self { target: machine.open().await, machine, model };
+        self = Self { target: machine.open().await, machine, model, done };
         for (number, state) in &mut self.model {
             let found = is_there(&self.target, *number).await;
-            assert_eq!(found, state.unwrap_or(found), "shard {number} after a restart");
+            assert_eq!(found, state.unwrap_or(found), "shard {number} after a restart, having done {:?}", self.done);
             *state = Some(found);
         }
         self
@@ -197,6 +200,7 @@ async fn is_there(target: &Target, number: u32) -> bool {
 async fn run(steps: Vec<Step>, index_batch: usize, segment_kib: u64) {
     let mut run = Run::new(index_batch, segment_kib).await;
     for step in steps {
+        run.done.push(step.clone());
         match step {
             Step::Put(numbers) => run.put(&numbers).await,
             Step::Delete(numbers) => run.delete(&numbers).await,

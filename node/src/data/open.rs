@@ -214,7 +214,7 @@ fn replay(
         if *segment == tail.end.segment {
             replay_entries(*segment, &tail.entries)?;
         } else {
-            let entries = segment_entries(shared, *segment)
+            let entries = segment_entries(shared, *segment, tail.end.segment)
                 .map_err(|error| IndexError(format!("segment {segment} cannot be read: {error}")))?;
             replay_entries(*segment, &entries)?;
         }

@@ -71,13 +71,14 @@ struct State {
     plan: Option<(On, u64, Trouble)>,
     seen: u64,
     syncs: u64,
+    reads: u64,
     punched: u64,
     space: Space,
 }
 
 /// See the module. Clones share the disk.
 #[derive(Debug, Clone)]
-pub(super) struct SimDisk(Arc<Mutex<State>>, Arc<Mutex<()>>);
+pub(super) struct SimDisk(Arc<Mutex<State>>, Arc<Mutex<()>>, Arc<Mutex<()>>);
 
 impl SimDisk {
     pub(super) fn new() -> Self {
@@ -91,9 +92,11 @@ impl SimDisk {
                 plan: None,
                 seen: 0,
                 syncs: 0,
+                reads: 0,
                 punched: 0,
                 space: Space { capacity: 1 << 40, free: 1 << 40 },
             })),
+            Arc::default(),
             Arc::default(),
         )
     }
@@ -101,6 +104,16 @@ impl SimDisk {
     /// Until this is dropped, every sync waits.
     pub(super) fn hold_syncs(&self) -> MutexGuard<'_, ()> {
         self.1.lock()
+    }
+
+    /// Until this is dropped, every read waits.
+    pub(super) fn hold_reads(&self) -> MutexGuard<'_, ()> {
+        self.2.lock()
+    }
+
+    /// Reads that were begun.
+    pub(super) fn reads(&self) -> u64 {
+        self.0.lock().reads
     }
 
     /// `trouble` befalls the operation after `skip` more of the kind.
@@ -356,6 +369,8 @@ impl DiskFile for Handle {
     }
 
     fn read_at(&self, out: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<usize> {
+        self.disk.0.lock().reads += 1;
+        let _turn = self.disk.2.lock();
         self.with(None, |file, _| {
             let start = (offset as usize).min(file.current.len());
             let end = (start + len).min(file.current.len());
