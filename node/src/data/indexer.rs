@@ -78,9 +78,9 @@ fn move_changes(shared: &Shared, changes: &Changes, freed: &[Entry], covered: Po
             let old = index.set(*shard, *change)?;
             totals.change(old, *change);
             // Nobody knew of it while the index was rebuilt, so nobody freed it.
-            dead.extend(old.filter(|old| {
-                change.is_none_or(|change| change.at > old.at) && !known.contains(&old.at)
-            }));
+            dead.extend(
+                old.filter(|old| change.is_none_or(|change| change.at > old.at) && !known.contains(&old.at)),
+            );
         }
         give_back(shared, &dead);
         index.set_checkpoint(Checkpoint { covered, totals })?;
