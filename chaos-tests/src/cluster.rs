@@ -23,6 +23,8 @@ use crate::wait;
 
 /// Zones start within seconds; a busy machine in the dev profile gets minutes.
 const START: Duration = Duration::from_secs(180);
+/// Longer than the mending of a few hundred files takes on a busy machine; it begins some 20 s after a return.
+const MENDED: Duration = Duration::from_secs(240);
 const LOG: &str = "dev.log";
 
 /// How `dev` is started.
@@ -208,6 +210,13 @@ impl Zone {
             let silent = row_of(&status, node)?["alive"] == false;
             let mut targets = status["targets"].as_array()?.iter().filter(|target| target["node"] == node.id);
             (silent && targets.all(|target| target["state"] == "down")).then_some(())
+        });
+    }
+
+    /// Waits until no write lacks a shard.
+    pub fn until_whole(&self) {
+        wait::until("missed shards to be written", MENDED, || {
+            self.health().ok().filter(|codes| !codes.contains("SHARDS_MISSING"))
         });
     }
 

@@ -143,7 +143,7 @@ fn placement(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
                 "{} write(s) are stored with fewer shards than their class asks for",
                 facts.missed_writes
             ),
-            "they can be read; rebuilding them needs repair, which this version does not have",
+            "they can be read; they are completed as soon as their targets are up: bring those back",
         ));
     }
 }
