@@ -182,7 +182,8 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_rebuild_believes_no_tombstone_that_is_still_being_written() {
     let (machine, target) = stored_and_removed().await;
-    let segment = machine.disk.paths().into_iter().rfind(|path| path.extension().is_some_and(|end| end == "seg"));
+    let segment =
+        machine.disk.paths().into_iter().rfind(|path| path.extension().is_some_and(|end| end == "seg"));
     let length = || machine.disk.read(segment.as_ref().unwrap()).unwrap().len();
     let rebuild = machine.index.pause(|call| call == Call::Open);
     machine.index.break_it();

@@ -78,9 +78,9 @@ fn move_changes(shared: &Shared, changes: &Changes, freed: &[Entry], covered: Po
             let old = index.set(*shard, *change)?;
             totals.change(old, *change);
             // Nobody knew of it while the index was rebuilt, so nobody freed it.
-            dead.extend(old.filter(|old| {
-                change.is_none_or(|change| change.at > old.at) && !known.contains(&old.at)
-            }));
+            dead.extend(
+                old.filter(|old| change.is_none_or(|change| change.at > old.at) && !known.contains(&old.at)),
+            );
         }
         give_back(shared, &dead);
         index.set_checkpoint(Checkpoint { covered, totals })?;
@@ -171,7 +171,8 @@ fn rebuild_until_done(shared: &Shared, cancel: &CancellationToken) {
             tracing::error!(target_dir = %dir, %error, "the shard index could not be rebuilt, trying again");
             if shared.overlay.is_full() {
                 // Nobody waits for an index that may never come.
-                let text = format!("too many changes wait for the shard index, and it cannot be rebuilt: {error}");
+                let text =
+                    format!("too many changes wait for the shard index, and it cannot be rebuilt: {error}");
                 shared.fail(Fault::new(FaultKind::DiskFailed, text));
             }
             shared.overlay.pause(RETRY_AFTER);

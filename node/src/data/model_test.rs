@@ -147,7 +147,12 @@ impl Run {
         self = Self { target: machine.open().await, machine, model, done };
         for (number, state) in &mut self.model {
             let found = is_there(&self.target, *number).await;
-            assert_eq!(found, state.unwrap_or(found), "shard {number} after a restart, having done {:?}", self.done);
+            assert_eq!(
+                found,
+                state.unwrap_or(found),
+                "shard {number} after a restart, having done {:?}",
+                self.done
+            );
             *state = Some(found);
         }
         self

@@ -76,7 +76,14 @@ impl Overlay {
     /// In front of an index that misses nothing before `published`.
     pub(super) fn new(published: Position, move_at: usize, changes_max: usize) -> Self {
         let state = Mutex::new(State { published, ..State::default() });
-        Self { move_at, changes_max, state, work: Condvar::new(), room: Condvar::new(), hurry: Condvar::new() }
+        Self {
+            move_at,
+            changes_max,
+            state,
+            work: Condvar::new(),
+            room: Condvar::new(),
+            hurry: Condvar::new(),
+        }
     }
 
     pub(super) fn look(&self, shard: ShardId) -> Known {

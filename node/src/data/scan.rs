@@ -83,15 +83,18 @@ pub(super) fn scan(file: &dyn DiskFile, number: u64, key: &RecordKey, synced: u6
 /// The start of the last batch, when it is not whole: a gap in it, no record that ends it, a footer without its trailer,
 /// or a payload that does not match its hashes. The payload of a shard that the batch itself makes dead is not looked at: once the batch was
 /// acknowledged its space may have been given back, and before that nobody misses it.
-fn torn_batch(file: &dyn DiskFile, found: &[Found], gaps: &[u64], sealed_whole: bool) -> io::Result<Option<u64>> {
+fn torn_batch(
+    file: &dyn DiskFile,
+    found: &[Found],
+    gaps: &[u64],
+    sealed_whole: bool,
+) -> io::Result<Option<u64>> {
     let last = found.last();
     let newest = last.map(|record| record.header.batch).into_iter().chain(gaps.iter().copied()).max();
     let Some(newest) = newest else { return Ok(None) };
     let ended = sealed_whole
         || last.is_some_and(|record| {
-            record.header.kind != Kind::Footer
-                && record.header.last_of_batch
-                && record.header.batch == newest
+            record.header.kind != Kind::Footer && record.header.last_of_batch && record.header.batch == newest
         });
     if gaps.contains(&newest) || !ended {
         return Ok(Some(newest));

@@ -130,8 +130,7 @@ async fn a_footer_whose_trailer_was_torn_off_is_a_torn_batch() {
     drop(target);
     // As if the machine had gone down in the middle of the footer: its trailer and what came after are not there.
     let segments = machine.disk.paths().into_iter();
-    let segments: Vec<_> =
-        segments.filter(|path| path.extension().is_some_and(|end| end == "seg")).collect();
+    let segments: Vec<_> = segments.filter(|path| path.extension().is_some_and(|end| end == "seg")).collect();
     assert_eq!(segments.len(), 2);
     machine.disk.damage(&segments[0], |content| {
         let trailer = content.len() - 64;

@@ -7,7 +7,9 @@ use holdfast_proto::v1::FaultKind;
 use tokio_util::sync::CancellationToken;
 
 use super::target::{DirectIo, Target, TargetConfig, TargetError};
-use super::testing::{Machine, REALM, all_at_once, describe, open_real, recovered, shard, shard_id, until, wire};
+use super::testing::{
+    Machine, REALM, all_at_once, describe, open_real, recovered, shard, shard_id, until, wire,
+};
 use crate::env::Env;
 
 #[tokio::test]
