@@ -3,15 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use futures::FutureExt;
 use holdfast_proto::error::Fault;
 use holdfast_proto::v1::FaultKind;
 
 use super::mem_index::Call;
-use super::scan_test::{delete, put};
 use super::sim_disk::{On, Trouble};
 use super::target::Target;
-use super::testing::{Machine, shard, until, wire};
+use super::testing::{Machine, delete, put, queued_together, shard, until, wire};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owed {
@@ -128,18 +126,11 @@ async fn work_in_one_batch(machine: &Machine, target: &Target) -> BTreeMap<u32, 
     let rebuild = machine.index.pause(|call| call == Call::Open);
     machine.index.break_it();
     assert!(target.stat(&[wire(1)]).is_err());
-    let mut running = futures::future::join_all(jobs.iter().map(|(is_put, number)| match is_put {
+    let running = jobs.iter().map(|(is_put, number)| match is_put {
         true => put(target, *number, length(*number)),
         false => delete(target, *number),
-    }));
-    let early = {
-        let _held = machine.disk.hold_syncs();
-        (&mut running).now_or_never()
-    };
-    let outcomes = match early {
-        Some(outcomes) => outcomes,
-        None => running.await,
-    };
+    });
+    let outcomes = queued_together(machine, running).await;
     drop(rebuild);
     let mut owed = BTreeMap::new();
     for ((is_put, number), outcome) in jobs.iter().zip(outcomes) {
