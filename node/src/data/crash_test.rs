@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use holdfast_proto::error::Fault;
 use holdfast_proto::v1::FaultKind;
 
+use super::mem_index::Call;
 use super::sim_disk::{On, Trouble};
 use super::target::Target;
-use super::testing::{Machine, shard, wire};
+use super::testing::{Machine, delete, put, queued_together, shard, until, wire};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owed {
@@ -105,6 +106,79 @@ async fn a_killed_process_loses_nothing_acknowledged() {
 #[tokio::test]
 async fn a_power_cut_loses_nothing_acknowledged() {
     crash_at_every_point(true).await;
+}
+
+/// What is stored, removed and stored again in one batch, while the index is rebuilt; then it is punched.
+async fn work_in_one_batch(machine: &Machine, target: &Target) -> BTreeMap<u32, Owed> {
+    let jobs = [
+        (true, 10),
+        (true, 2),
+        (true, 6),
+        (true, 5),
+        (false, 2),
+        (false, 1),
+        (true, 1),
+        (false, 6),
+        (true, 6),
+        (false, 3),
+        (true, 9),
+    ];
+    let rebuild = machine.index.pause(|call| call == Call::Open);
+    machine.index.break_it();
+    assert!(target.stat(&[wire(1)]).is_err());
+    let running = jobs.iter().map(|(is_put, number)| match is_put {
+        true => put(target, *number, length(*number)),
+        false => delete(target, *number),
+    });
+    let outcomes = queued_together(machine, running).await;
+    drop(rebuild);
+    let mut owed = BTreeMap::new();
+    for ((is_put, number), outcome) in jobs.iter().zip(outcomes) {
+        let done = if *is_put { Owed::Present } else { Owed::Absent };
+        let before = owed.insert(*number, if outcome.is_ok() { done } else { Owed::Either });
+        if before == Some(Owed::Either) {
+            owed.insert(*number, Owed::Either);
+        }
+    }
+    // Shards 2 and 6 are dead once, and of shard 1 the old record.
+    until("all is punched", || machine.disk.is_dead() || machine.disk.punched() > 120_000).await;
+    owed
+}
+
+#[tokio::test]
+async fn a_batch_that_stores_and_removes_the_same_shards_survives_a_crash_at_every_point() {
+    for (power, index_keeps) in [(true, 0), (false, 0), (false, 500), (false, 1000)] {
+        for point in 0.. {
+            let mut machine = Machine::new();
+            machine.config.index_batch = 1;
+            machine.config.segment_bytes = 1 << 20;
+            let target = machine.open().await;
+            put(&target, 1, length(1)).await.unwrap();
+            until("the index has it", || target.report().shards == 1).await;
+            machine.disk.plan(On::Any, point, Trouble::Die);
+            let mut owed = work_in_one_batch(&machine, &target).await;
+            let died = machine.disk.is_dead();
+            drop(target);
+            for again in 0..2 {
+                let context = format!("died at {point}, power cut {power}, {index_keeps}, restart {again}");
+                if power {
+                    machine.disk.power_cut(point * 2 + again);
+                } else {
+                    machine.disk.kill();
+                    machine.index.crash(index_keeps);
+                }
+                let target = machine.open().await;
+                check(&target, &owed, &context).await;
+                let number = 1000 + again as u32;
+                put(&target, number, length(number)).await.unwrap();
+                owed.insert(number, Owed::Present);
+            }
+            if !died {
+                assert!(point > 3, "a write, a sync and punching");
+                break;
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -262,6 +262,27 @@ async fn what_is_deleted_or_stored_again_during_a_rebuild_gives_its_space_back()
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn stat_and_list_say_nothing_until_the_index_is_whole() {
+    let (machine, target) = stored_and_removed().await;
+    let asked = [wire(1), wire(2), wire(77)];
+    for call in [Call::Open, Call::Set(None)] {
+        let rebuild = machine.index.pause(move |now| now == call);
+        machine.index.break_it();
+        assert_eq!(target.stat(&asked).unwrap_err().kind, FaultKind::ShardUnknown);
+        rebuild.wait();
+        // Neither absent nor here, whether the rebuild has come to it or not, alone or in company.
+        for shards in [&asked[..], &asked[..1], &asked[1..2], &asked[2..]] {
+            assert_eq!(target.stat(shards).unwrap_err().kind, FaultKind::ShardUnknown, "{call:?}");
+        }
+        assert_eq!(target.list(None, 10).await.unwrap_err().kind, FaultKind::ShardUnknown);
+        drop(rebuild);
+        recovered(&target).await;
+        assert_eq!(target.stat(&asked).unwrap(), [false, true, false]);
+        assert_eq!(target.list(None, 10).await.unwrap().shards.len(), 4);
+    }
+}
+
 #[tokio::test]
 async fn shards_can_be_deleted_before_the_index_knows_them() {
     let machine = Machine::new();

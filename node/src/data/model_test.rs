@@ -3,16 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures::FutureExt;
 use holdfast_proto::id::ShardId;
 use holdfast_proto::v1::FaultKind;
 use proptest::prelude::*;
 
 use super::mem_index::Call;
-use super::scan_test::{delete, put};
 use super::sim_disk::{On, Trouble};
 use super::target::Target;
-use super::testing::{Machine, shard, shard_id, wire};
+use super::testing::{Machine, delete, put, queued_together, shard, shard_id, wire};
 
 const NUMBERS: u32 = 24;
 
@@ -108,18 +106,11 @@ impl Run {
         // Whoever asks finds out.
         let _ = self.target.stat(&[wire(0)]);
         let target = &self.target;
-        let mut running = futures::future::join_all(jobs.iter().map(|(is_put, number)| match is_put {
+        let running = jobs.iter().map(|(is_put, number)| match is_put {
             true => put(target, *number, length(*number)),
             false => delete(target, *number),
-        }));
-        let now = {
-            let _held = self.machine.disk.hold_syncs();
-            (&mut running).now_or_never()
-        };
-        let outcomes = match now {
-            Some(outcomes) => outcomes,
-            None => running.await,
-        };
+        });
+        let outcomes = queued_together(&self.machine, running).await;
         drop(rebuild);
         let all_done = outcomes.iter().all(Result::is_ok);
         for (is_put, number) in jobs {

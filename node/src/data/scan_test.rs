@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
-use holdfast_proto::error::Fault;
 use holdfast_proto::v1::FaultKind;
 
 use super::footer::LogEntry;
@@ -13,20 +11,8 @@ use super::record::{BATCH_ALIGN, Position, RecordKey};
 use super::scan::scan;
 use super::segment::{ActiveSegment, Batch, SegmentHome, segment_path};
 use super::sim_disk::SimDisk;
-use super::target::Target;
-use super::testing::{Machine, REALM, all_at_once, recovered, shard, shard_id, until, wire};
+use super::testing::{Machine, REALM, all_at_once, delete, put, recovered, shard, shard_id, until, wire};
 use crate::env::{Access, Disk};
-
-pub(super) type Job<'a> = BoxFuture<'a, Result<(), Fault>>;
-
-pub(super) fn put(target: &Target, number: u32, length: usize) -> Job<'_> {
-    let (meta, data) = shard(number, length);
-    Box::pin(target.put(meta, data))
-}
-
-pub(super) fn delete(target: &Target, number: u32) -> Job<'_> {
-    Box::pin(async move { target.delete(&[wire(number)]).await })
-}
 
 #[test]
 fn a_torn_batch_is_torn_unless_only_a_dead_payload_is_missing() {

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use holdfast_proto::data::{ObjectRef, ShardMeta};
+use holdfast_proto::error::Fault;
 use holdfast_proto::id::{RealmId, ShardId, WriteId};
 use holdfast_proto::limits::BLOCK_BYTES;
 use holdfast_proto::v1::{Codec, Scheme};
@@ -97,6 +99,34 @@ pub(super) async fn all_at_once<F: Future>(
         assert!((&mut jobs).now_or_never().is_none(), "they were done without the disk");
     }
     jobs.await
+}
+
+/// Queues jobs as they come, most of them into one batch; some may need no disk, and some may have failed before.
+pub(super) async fn queued_together<F: Future>(
+    machine: &Machine,
+    jobs: impl IntoIterator<Item = F>,
+) -> Vec<F::Output> {
+    let mut jobs = futures::future::join_all(jobs);
+    let early = {
+        let _held = machine.disk.hold_syncs();
+        (&mut jobs).now_or_never()
+    };
+    match early {
+        Some(outcomes) => outcomes,
+        None => jobs.await,
+    }
+}
+
+/// A put or a delete.
+pub(super) type Job<'a> = BoxFuture<'a, Result<(), Fault>>;
+
+pub(super) fn put(target: &Target, number: u32, length: usize) -> Job<'_> {
+    let (meta, data) = shard(number, length);
+    Box::pin(target.put(meta, data))
+}
+
+pub(super) fn delete(target: &Target, number: u32) -> Job<'_> {
+    Box::pin(async move { target.delete(&[wire(number)]).await })
 }
 
 pub(super) async fn recovered(target: &Target) {
