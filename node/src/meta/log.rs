@@ -259,6 +259,9 @@ fn run(shared: &Shared, engine: &dyn LogEngine, failed: &watch::Sender<Option<St
             }
             return;
         }
+        if sync {
+            metrics::counter!("holdfast_meta_log_syncs_total").increment(1);
+        }
         for done in done {
             done(Ok(()));
         }
