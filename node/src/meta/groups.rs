@@ -15,8 +15,8 @@ use holdfast_proto::error::Fault;
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, NodeId, RealmId, ZoneId};
 use holdfast_proto::meta::{Answer, Command, Outcome, Query};
-use holdfast_proto::raft::PeerHello;
 use holdfast_proto::raft::raft_server::RaftServer;
+use holdfast_proto::raft::{PeerHello, PeerSeen};
 use holdfast_proto::v1::FaultKind;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{InitializeError, RaftError};
@@ -57,6 +57,8 @@ pub(crate) struct GroupsConfig {
     pub(crate) node: NodeId,
     /// Rises with every new life of the node's directory.
     pub(crate) incarnation: u64,
+    /// Random with each incarnation: two copies of one directory cannot both be it. 0: not told.
+    pub(crate) life: u64,
     /// Nodes of another realm are refused.
     pub(crate) realm: RealmId,
     /// Stamped on every command.
@@ -85,6 +87,7 @@ impl GroupsConfig {
             dir: dir.into(),
             node,
             incarnation,
+            life: 0,
             realm,
             zone,
             heartbeat: Duration::from_millis(300),
@@ -153,6 +156,21 @@ pub(crate) struct GroupStatus {
     pub(crate) matched: BTreeMap<NodeId, u64>,
 }
 
+/// The newest life seen of a node.
+#[derive(Debug)]
+struct Seen {
+    /// Its incarnation, shared with the streams that are open.
+    highest: Arc<AtomicU64>,
+    /// 0: it did not tell.
+    life: u64,
+}
+
+impl Seen {
+    fn new(seen: &PeerSeen) -> Self {
+        Self { highest: Arc::new(AtomicU64::new(seen.incarnation)), life: seen.life }
+    }
+}
+
 /// All Raft groups of a node.
 #[derive(Debug)]
 pub(crate) struct Groups {
@@ -168,7 +186,7 @@ pub(crate) struct Groups {
     clock: Arc<StampClock>,
     failure: Failure,
     /// Highest incarnation seen of each node.
-    incarnations: Mutex<HashMap<NodeId, Arc<AtomicU64>>>,
+    incarnations: Mutex<HashMap<NodeId, Seen>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -198,13 +216,17 @@ impl Groups {
         })
         .await?;
         let writer = Arc::new(LogWriter::start(engine)?);
-        let identity = Identity { realm: config.realm, node: config.node, incarnation: config.incarnation };
+        let identity = Identity {
+            realm: config.realm,
+            node: config.node,
+            incarnation: config.incarnation,
+            life: config.life,
+        };
         let (tasks, cancel) = (TaskTracker::new(), cancel.child_token());
         let clock = Arc::new(StampClock::new(env.clone()));
         let peers =
             Peers::new(identity, addresses, env.clone(), Arc::clone(&clock), tasks.clone(), cancel.clone());
-        let seen =
-            store.incarnations()?.into_iter().map(|(node, seen)| (node, Arc::new(AtomicU64::new(seen))));
+        let seen = store.incarnations()?.into_iter().map(|(node, seen)| (node, Seen::new(&seen)));
         let hosted = store.hosted()?;
         let groups = Arc::new(Self {
             raft_config,
@@ -447,16 +469,34 @@ impl Groups {
             return Err(Fault::new(FaultKind::NotHere, message));
         }
         let sender = NodeId::new(hello.sender);
-        let highest = Arc::clone(self.incarnations.lock().entry(sender).or_default());
-        let before = highest.fetch_max(hello.incarnation, Ordering::AcqRel);
-        if before > hello.incarnation {
-            let message =
-                format!("incarnation {before} of node {sender} is known here, not {}", hello.incarnation);
-            return Err(Fault::new(FaultKind::StaleEpoch, message));
-        }
-        if before < hello.incarnation {
-            let (store, incarnation) = (self.store.clone(), hello.incarnation);
-            let saved = blocking(move || Ok(store.saw_incarnation(sender, incarnation)?)).await;
+        let stale = |message: String| Err(Fault::new(FaultKind::StaleEpoch, message));
+        let (highest, is_news) = {
+            let mut seen = self.incarnations.lock();
+            let seen = seen.entry(sender).or_insert_with(|| Seen::new(&PeerSeen::default()));
+            let before = seen.highest.load(Ordering::Acquire);
+            if before > hello.incarnation {
+                return stale(format!(
+                    "incarnation {before} of node {sender} is known here, not {}",
+                    hello.incarnation
+                ));
+            }
+            let untold = seen.life == 0 || hello.life == 0;
+            if before == hello.incarnation && !untold && seen.life != hello.life {
+                return stale(format!(
+                    "incarnation {before} of node {sender} is known here in another life: its directory was copied or \
+                     went back in time"
+                ));
+            }
+            let is_news = before < hello.incarnation || (seen.life == 0 && hello.life != 0);
+            if is_news {
+                seen.life = hello.life;
+                seen.highest.store(hello.incarnation, Ordering::Release);
+            }
+            (Arc::clone(&seen.highest), is_news)
+        };
+        if is_news {
+            let (store, incarnation, life) = (self.store.clone(), hello.incarnation, hello.life);
+            let saved = blocking(move || Ok(store.saw_incarnation(sender, incarnation, life)?)).await;
             saved.map_err(|error| Fault::new(FaultKind::FaultUnavailable, error.to_string()))?;
         }
         Ok(highest)

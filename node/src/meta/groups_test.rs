@@ -541,12 +541,24 @@ async fn strangers_are_refused() {
         sender: node(2).get(),
         incarnation,
         target: target.get(),
+        life: 0,
     };
     let admit = async |hello| first.groups.admit(&hello).await.map(drop).map_err(|fault| fault.kind);
     assert_eq!(admit(hello(RealmId::from_bytes([8; 16]), 1, node(1))).await, Err(FaultKind::Foreign));
     assert_eq!(admit(hello(realm(), 1, node(3))).await, Err(FaultKind::NotHere));
     assert_eq!(admit(hello(realm(), 2, node(1))).await, Ok(()));
     assert_eq!(admit(hello(realm(), 1, node(1))).await, Err(FaultKind::StaleEpoch));
+
+    // Two copies of one directory count alike and are not the same.
+    let of_life = |incarnation, life| {
+        let hello = hello(realm(), incarnation, node(1));
+        holdfast_proto::raft::PeerHello { life, sender: node(9).get(), ..hello }
+    };
+    assert_eq!(admit(of_life(4, 0)).await, Ok(()), "of a version that does not tell");
+    assert_eq!(admit(of_life(4, 11)).await, Ok(()));
+    assert_eq!(admit(of_life(4, 11)).await, Ok(()));
+    assert_eq!(admit(of_life(4, 12)).await, Err(FaultKind::StaleEpoch));
+    assert_eq!(admit(of_life(5, 12)).await, Ok(()));
 
     // A whole node of another realm: its leader's messages make no group here.
     let mut foreign = config(dirs[1].path(), 2);
@@ -566,6 +578,8 @@ async fn strangers_are_refused() {
     let first = Node::start(config(dirs[0].path(), 1), &addresses).await;
     let stale = first.groups.admit(&hello(realm(), 1, node(1))).await.map(drop).map_err(|fault| fault.kind);
     assert_eq!(stale, Err(FaultKind::StaleEpoch));
+    let copied = first.groups.admit(&of_life(5, 11)).await.map(drop).map_err(|fault| fault.kind);
+    assert_eq!(copied, Err(FaultKind::StaleEpoch));
     first.stop().await;
     second.stop().await;
 }

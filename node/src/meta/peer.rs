@@ -44,6 +44,7 @@ pub(super) struct Identity {
     pub(super) realm: RealmId,
     pub(super) node: NodeId,
     pub(super) incarnation: u64,
+    pub(super) life: u64,
 }
 
 impl Identity {
@@ -52,6 +53,7 @@ impl Identity {
             realm: self.realm.to_wire(),
             sender: self.node.get(),
             incarnation: self.incarnation,
+            life: self.life,
             target: target.get(),
         }
     }

@@ -30,10 +30,15 @@ pub(super) async fn open_groups(
 ) -> anyhow::Result<Arc<Groups>> {
     let zone = identity.zone_id();
     let election = meta.election_timeout.get();
+    let mut life = [0; 8];
+    env.fill_random(&mut life);
+    // Never 0: that is who does not tell.
+    let life = u64::from_ne_bytes(life) | 1;
     let config = GroupsConfig {
         heartbeat: meta.heartbeat.get(),
         election: (election, election * 2),
         cache_bytes: meta.cache_bytes.bytes(),
+        life,
         ..GroupsConfig::new(dir, identity.node, identity.incarnation, identity.realm, zone)
     };
     Ok(Groups::open(config, env.clone(), addresses, cancel).await?)
