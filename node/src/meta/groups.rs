@@ -15,13 +15,13 @@ use holdfast_proto::error::Fault;
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, NodeId, RealmId, ZoneId};
 use holdfast_proto::meta::{Answer, Command, Outcome, Query};
+use holdfast_proto::raft::PeerHello;
 use holdfast_proto::raft::raft_server::RaftServer;
-use holdfast_proto::raft::{PeerHello, PeerSeen};
 use holdfast_proto::v1::FaultKind;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,9 +31,10 @@ use super::address::AddressBook;
 use super::clock::StampClock;
 use super::group::Group;
 use super::kv::Store;
+use super::lives::{Identity, Lives};
 use super::log::{LogEngine, LogWriter};
 use super::log_engine::RaftEngineLog;
-use super::peer::{Identity, Peers};
+use super::peer::Peers;
 use super::raft::Raft;
 use super::service::RaftService;
 use super::state::{Failure, GroupState, StateMachine};
@@ -156,21 +157,6 @@ pub(crate) struct GroupStatus {
     pub(crate) matched: BTreeMap<NodeId, u64>,
 }
 
-/// The newest life seen of a node.
-#[derive(Debug)]
-struct Seen {
-    /// Its incarnation, shared with the streams that are open.
-    highest: Arc<AtomicU64>,
-    /// 0: it did not tell.
-    life: u64,
-}
-
-impl Seen {
-    fn new(seen: &PeerSeen) -> Self {
-        Self { highest: Arc::new(AtomicU64::new(seen.incarnation)), life: seen.life }
-    }
-}
-
 /// All Raft groups of a node.
 #[derive(Debug)]
 pub(crate) struct Groups {
@@ -185,8 +171,7 @@ pub(crate) struct Groups {
     peers: Arc<Peers>,
     clock: Arc<StampClock>,
     failure: Failure,
-    /// Highest incarnation seen of each node.
-    incarnations: Mutex<HashMap<NodeId, Seen>>,
+    lives: Arc<Lives>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -224,9 +209,15 @@ impl Groups {
         };
         let (tasks, cancel) = (TaskTracker::new(), cancel.child_token());
         let clock = Arc::new(StampClock::new(env.clone()));
-        let peers =
-            Peers::new(identity, addresses, env.clone(), Arc::clone(&clock), tasks.clone(), cancel.clone());
-        let seen = store.incarnations()?.into_iter().map(|(node, seen)| (node, Seen::new(&seen)));
+        let lives = Arc::new(Lives::open(identity, store.clone())?);
+        let peers = Peers::new(
+            Arc::clone(&lives),
+            addresses,
+            env.clone(),
+            Arc::clone(&clock),
+            tasks.clone(),
+            cancel.clone(),
+        );
         let hosted = store.hosted()?;
         let groups = Arc::new(Self {
             raft_config,
@@ -234,7 +225,7 @@ impl Groups {
             env,
             groups: RwLock::default(),
             adding: tokio::sync::Mutex::default(),
-            incarnations: Mutex::new(seen.collect()),
+            lives,
             store,
             writer,
             peers: Arc::new(peers),
@@ -418,6 +409,11 @@ impl Groups {
         &self.env
     }
 
+    /// Who this node is, as `target` is told.
+    pub(super) fn hello(&self, target: NodeId) -> PeerHello {
+        self.lives.own().hello(target)
+    }
+
     pub(super) fn node(&self) -> NodeId {
         self.config.node
     }
@@ -461,45 +457,7 @@ impl Groups {
 
     /// Checks who speaks, and answers where the highest incarnation seen of it is kept.
     pub(super) async fn admit(&self, hello: &PeerHello) -> Result<Arc<AtomicU64>, Fault> {
-        if RealmId::from_wire(&hello.realm) != Ok(self.config.realm) {
-            return Err(Fault::new(FaultKind::Foreign, "this node belongs to another realm"));
-        }
-        if hello.target != self.config.node.get() {
-            let message = format!("this is node {}, not {}", self.config.node, NodeId::new(hello.target));
-            return Err(Fault::new(FaultKind::NotHere, message));
-        }
-        let sender = NodeId::new(hello.sender);
-        let stale = |message: String| Err(Fault::new(FaultKind::StaleEpoch, message));
-        let (highest, is_news) = {
-            let mut seen = self.incarnations.lock();
-            let seen = seen.entry(sender).or_insert_with(|| Seen::new(&PeerSeen::default()));
-            let before = seen.highest.load(Ordering::Acquire);
-            if before > hello.incarnation {
-                return stale(format!(
-                    "incarnation {before} of node {sender} is known here, not {}",
-                    hello.incarnation
-                ));
-            }
-            let untold = seen.life == 0 || hello.life == 0;
-            if before == hello.incarnation && !untold && seen.life != hello.life {
-                return stale(format!(
-                    "incarnation {before} of node {sender} is known here in another life: its directory was copied or \
-                     went back in time"
-                ));
-            }
-            let is_news = before < hello.incarnation || (seen.life == 0 && hello.life != 0);
-            if is_news {
-                seen.life = hello.life;
-                seen.highest.store(hello.incarnation, Ordering::Release);
-            }
-            (Arc::clone(&seen.highest), is_news)
-        };
-        if is_news {
-            let (store, incarnation, life) = (self.store.clone(), hello.incarnation, hello.life);
-            let saved = blocking(move || Ok(store.saw_incarnation(sender, incarnation, life)?)).await;
-            saved.map_err(|error| Fault::new(FaultKind::FaultUnavailable, error.to_string()))?;
-        }
-        Ok(highest)
+        self.lives.admit(hello).await
     }
 
     /// Makes every group's rows durable.
