@@ -117,6 +117,7 @@ pub(crate) fn zone_init(
         incarnation: 0,
         realm_key: Secret::new(realm_key.to_vec()),
         join_token: Secret::new(join_token.as_bytes().to_vec()),
+        meta_opened: false,
         targets: std::collections::BTreeMap::new(),
         founding: Some(Founding {
             root_account: AccountId::from_bytes(random(env)),

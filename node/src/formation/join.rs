@@ -83,6 +83,7 @@ pub(crate) async fn first_join(
         incarnation: 0,
         realm_key: Secret::new(answer.realm_key.to_vec()),
         join_token: Secret::new(config.node.join_token.clone().into_bytes()),
+        meta_opened: false,
         targets: std::collections::BTreeMap::new(),
         founding: None,
     };

@@ -21,7 +21,7 @@ use holdfast_proto::v1::FaultKind;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,9 +31,10 @@ use super::address::AddressBook;
 use super::clock::StampClock;
 use super::group::Group;
 use super::kv::Store;
+use super::lives::{Identity, Lives};
 use super::log::{LogEngine, LogWriter};
 use super::log_engine::RaftEngineLog;
-use super::peer::{Identity, Peers};
+use super::peer::Peers;
 use super::raft::Raft;
 use super::service::RaftService;
 use super::state::{Failure, GroupState, StateMachine};
@@ -57,6 +58,8 @@ pub(crate) struct GroupsConfig {
     pub(crate) node: NodeId,
     /// Rises with every new life of the node's directory.
     pub(crate) incarnation: u64,
+    /// Random with each incarnation: two copies of one directory cannot both be it. 0: not told.
+    pub(crate) life: u64,
     /// Nodes of another realm are refused.
     pub(crate) realm: RealmId,
     /// Stamped on every command.
@@ -85,6 +88,7 @@ impl GroupsConfig {
             dir: dir.into(),
             node,
             incarnation,
+            life: 0,
             realm,
             zone,
             heartbeat: Duration::from_millis(300),
@@ -167,8 +171,7 @@ pub(crate) struct Groups {
     peers: Arc<Peers>,
     clock: Arc<StampClock>,
     failure: Failure,
-    /// Highest incarnation seen of each node.
-    incarnations: Mutex<HashMap<NodeId, Arc<AtomicU64>>>,
+    lives: Arc<Lives>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -198,13 +201,23 @@ impl Groups {
         })
         .await?;
         let writer = Arc::new(LogWriter::start(engine)?);
-        let identity = Identity { realm: config.realm, node: config.node, incarnation: config.incarnation };
+        let identity = Identity {
+            realm: config.realm,
+            node: config.node,
+            incarnation: config.incarnation,
+            life: config.life,
+        };
         let (tasks, cancel) = (TaskTracker::new(), cancel.child_token());
         let clock = Arc::new(StampClock::new(env.clone()));
-        let peers =
-            Peers::new(identity, addresses, env.clone(), Arc::clone(&clock), tasks.clone(), cancel.clone());
-        let seen =
-            store.incarnations()?.into_iter().map(|(node, seen)| (node, Arc::new(AtomicU64::new(seen))));
+        let lives = Arc::new(Lives::open(identity, store.clone())?);
+        let peers = Peers::new(
+            Arc::clone(&lives),
+            addresses,
+            env.clone(),
+            Arc::clone(&clock),
+            tasks.clone(),
+            cancel.clone(),
+        );
         let hosted = store.hosted()?;
         let groups = Arc::new(Self {
             raft_config,
@@ -212,7 +225,7 @@ impl Groups {
             env,
             groups: RwLock::default(),
             adding: tokio::sync::Mutex::default(),
-            incarnations: Mutex::new(seen.collect()),
+            lives,
             store,
             writer,
             peers: Arc::new(peers),
@@ -396,6 +409,11 @@ impl Groups {
         &self.env
     }
 
+    /// Who this node is, as `target` is told.
+    pub(super) fn hello(&self, target: NodeId) -> PeerHello {
+        self.lives.own().hello(target)
+    }
+
     pub(super) fn node(&self) -> NodeId {
         self.config.node
     }
@@ -439,27 +457,7 @@ impl Groups {
 
     /// Checks who speaks, and answers where the highest incarnation seen of it is kept.
     pub(super) async fn admit(&self, hello: &PeerHello) -> Result<Arc<AtomicU64>, Fault> {
-        if RealmId::from_wire(&hello.realm) != Ok(self.config.realm) {
-            return Err(Fault::new(FaultKind::Foreign, "this node belongs to another realm"));
-        }
-        if hello.target != self.config.node.get() {
-            let message = format!("this is node {}, not {}", self.config.node, NodeId::new(hello.target));
-            return Err(Fault::new(FaultKind::NotHere, message));
-        }
-        let sender = NodeId::new(hello.sender);
-        let highest = Arc::clone(self.incarnations.lock().entry(sender).or_default());
-        let before = highest.fetch_max(hello.incarnation, Ordering::AcqRel);
-        if before > hello.incarnation {
-            let message =
-                format!("incarnation {before} of node {sender} is known here, not {}", hello.incarnation);
-            return Err(Fault::new(FaultKind::StaleEpoch, message));
-        }
-        if before < hello.incarnation {
-            let (store, incarnation) = (self.store.clone(), hello.incarnation);
-            let saved = blocking(move || Ok(store.saw_incarnation(sender, incarnation)?)).await;
-            saved.map_err(|error| Fault::new(FaultKind::FaultUnavailable, error.to_string()))?;
-        }
-        Ok(highest)
+        self.lives.admit(hello).await
     }
 
     /// Makes every group's rows durable.

@@ -390,6 +390,58 @@ async fn a_dead_voter_does_not_hold_the_log() {
     }
 }
 
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// As after a virtual machine was set back to an older image: it counts up to the incarnation that its peers know.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_taken_from_a_node_that_went_back_in_time() {
+    let dirs = dirs();
+    let image = tempfile::tempdir().unwrap();
+    let addresses = Arc::new(AddressBook::new());
+    let living =
+        |dir: &Path, number, incarnation, life| GroupsConfig { incarnation, life, ..config(dir, number) };
+    let first = Node::start(living(dirs[0].path(), 1, 1, 101), &addresses).await;
+    let second = Node::start(living(dirs[1].path(), 2, 1, 201), &addresses).await;
+    let third = Node::start(living(dirs[2].path(), 3, 1, 301), &addresses).await;
+    init(&first).await;
+    set_members(&first, [1, 2, 3], []).await;
+    propose(&[&first], 0).await;
+    equal_digests(&[&first, &second, &third]).await;
+    third.kill().await;
+    copy(dirs[2].path(), image.path());
+
+    let third = Node::start(living(dirs[2].path(), 3, 2, 302), &addresses).await;
+    for number in 1..20 {
+        propose(&[&first], number).await;
+    }
+    equal_digests(&[&first, &second, &third]).await;
+    third.kill().await;
+
+    let third = Node::start(living(image.path(), 3, 2, 303), &addresses).await;
+    for number in 20..40 {
+        propose(&[&first, &second], number).await;
+    }
+    equal_digests(&[&first, &second]).await;
+    let refused = first.groups.peer(node(3)).client().await;
+    assert!(refused.is_err_and(|error| error.to_string().contains("another life")));
+    assert!(third.groups.status()[0].applied < first.groups.status()[0].applied - 20);
+    for node in [first, second, third] {
+        assert_eq!(*node.groups.failure().borrow(), None);
+        node.kill().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_in_the_library_ends_the_node() {
     let dir = tempfile::tempdir().unwrap();
@@ -541,12 +593,24 @@ async fn strangers_are_refused() {
         sender: node(2).get(),
         incarnation,
         target: target.get(),
+        life: 0,
     };
     let admit = async |hello| first.groups.admit(&hello).await.map(drop).map_err(|fault| fault.kind);
     assert_eq!(admit(hello(RealmId::from_bytes([8; 16]), 1, node(1))).await, Err(FaultKind::Foreign));
     assert_eq!(admit(hello(realm(), 1, node(3))).await, Err(FaultKind::NotHere));
     assert_eq!(admit(hello(realm(), 2, node(1))).await, Ok(()));
     assert_eq!(admit(hello(realm(), 1, node(1))).await, Err(FaultKind::StaleEpoch));
+
+    // Two copies of one directory count alike and are not the same.
+    let of_life = |incarnation, life| {
+        let hello = hello(realm(), incarnation, node(1));
+        holdfast_proto::raft::PeerHello { life, sender: node(9).get(), ..hello }
+    };
+    assert_eq!(admit(of_life(4, 0)).await, Ok(()), "of a version that does not tell");
+    assert_eq!(admit(of_life(4, 11)).await, Ok(()));
+    assert_eq!(admit(of_life(4, 11)).await, Ok(()));
+    assert_eq!(admit(of_life(4, 12)).await, Err(FaultKind::StaleEpoch));
+    assert_eq!(admit(of_life(5, 12)).await, Ok(()));
 
     // A whole node of another realm: its leader's messages make no group here.
     let mut foreign = config(dirs[1].path(), 2);
@@ -566,6 +630,8 @@ async fn strangers_are_refused() {
     let first = Node::start(config(dirs[0].path(), 1), &addresses).await;
     let stale = first.groups.admit(&hello(realm(), 1, node(1))).await.map(drop).map_err(|fault| fault.kind);
     assert_eq!(stale, Err(FaultKind::StaleEpoch));
+    let copied = first.groups.admit(&of_life(5, 11)).await.map(drop).map_err(|fault| fault.kind);
+    assert_eq!(copied, Err(FaultKind::StaleEpoch));
     first.stop().await;
     second.stop().await;
 }

@@ -243,27 +243,27 @@ impl Store {
         View { snapshot: self.db.snapshot(), keyspace: generation.keyspace.clone() }
     }
 
-    /// The highest incarnation seen of each peer.
+    /// The newest life seen of each peer.
     ///
     /// # Errors
     /// When the store fails or a row does not decode.
-    pub(crate) fn incarnations(&self) -> Result<Vec<(NodeId, u64)>, KvError> {
+    pub(crate) fn incarnations(&self) -> Result<Vec<(NodeId, wire::PeerSeen)>, KvError> {
         let mut seen = Vec::new();
         for guard in self.system.prefix([PEER]) {
             let (key, value) = guard.into_inner().map_err(failed)?;
             let id = key.get(1..).and_then(|id| id.try_into().ok()).map(u64::from_be_bytes);
             let id = id.ok_or_else(|| failed("a peer without id"))?;
-            seen.push((NodeId::new(id), decode::<wire::PeerSeen>("a peer", &value)?.incarnation));
+            seen.push((NodeId::new(id), decode("a peer", &value)?));
         }
         Ok(seen)
     }
 
-    /// Durably remembers a peer's incarnation. Blocks.
+    /// Durably remembers a peer's incarnation and the life it told, 0 for none. Blocks.
     ///
     /// # Errors
     /// When the store fails.
-    pub(crate) fn saw_incarnation(&self, peer: NodeId, incarnation: u64) -> Result<(), KvError> {
-        let row = wire::PeerSeen { schema: SCHEMA, incarnation };
+    pub(crate) fn saw_incarnation(&self, peer: NodeId, incarnation: u64, life: u64) -> Result<(), KvError> {
+        let row = wire::PeerSeen { schema: SCHEMA, incarnation, life };
         self.system.insert(system_key(PEER, peer.get()), row.encode_to_vec()).map_err(failed)?;
         self.persist()
     }
@@ -482,7 +482,8 @@ mod tests {
     fn incarnations_are_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let peer = NodeId::new(7);
-        Store::open(dir.path(), 1 << 20).unwrap().saw_incarnation(peer, 3).unwrap();
-        assert_eq!(Store::open(dir.path(), 1 << 20).unwrap().incarnations().unwrap(), [(peer, 3)]);
+        Store::open(dir.path(), 1 << 20).unwrap().saw_incarnation(peer, 3, 9).unwrap();
+        let seen = wire::PeerSeen { schema: SCHEMA, incarnation: 3, life: 9 };
+        assert_eq!(Store::open(dir.path(), 1 << 20).unwrap().incarnations().unwrap(), [(peer, seen)]);
     }
 }

@@ -16,6 +16,7 @@ mod groups;
 #[cfg(test)]
 mod groups_test;
 mod kv;
+mod lives;
 mod log;
 #[cfg(test)]
 mod log_contract;

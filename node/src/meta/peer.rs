@@ -12,21 +12,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_proto::error::Fault;
-use holdfast_proto::id::{NodeId, RealmId};
+use holdfast_proto::id::NodeId;
 use holdfast_proto::limits::{H2_WINDOW_BYTES, MESSAGE_BYTES_MAX};
 use holdfast_proto::raft::raft_client::RaftClient;
 use holdfast_proto::raft::{PeerHello, PeerReply, PeerRequest, peer_reply, peer_request};
 use holdfast_proto::v1::FaultKind;
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Streaming;
+use tonic::metadata::BinaryMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 
 use super::address::AddressBook;
 use super::clock::StampClock;
+use super::lives::{HELLO, Identity, Lives};
 use crate::env::Env;
 
 /// Between two attempts to reach a node.
@@ -37,25 +40,6 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(3);
 /// Requests queued to one node, at most.
 const QUEUE_MAX: usize = 1024;
-
-/// Who this node is to the others.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Identity {
-    pub(super) realm: RealmId,
-    pub(super) node: NodeId,
-    pub(super) incarnation: u64,
-}
-
-impl Identity {
-    pub(super) fn hello(&self, target: NodeId) -> PeerHello {
-        PeerHello {
-            realm: self.realm.to_wire(),
-            sender: self.node.get(),
-            incarnation: self.incarnation,
-            target: target.get(),
-        }
-    }
-}
 
 /// Why no reply came.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -105,7 +89,7 @@ pub(super) struct Peer {
 }
 
 struct Shared {
-    identity: Identity,
+    lives: Arc<Lives>,
     addresses: Arc<AddressBook>,
     env: Env,
     clock: Arc<StampClock>,
@@ -121,21 +105,21 @@ pub(super) struct Peers {
 
 impl fmt::Debug for Peers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Peers").field("identity", &self.shared.identity).finish_non_exhaustive()
+        f.debug_struct("Peers").field("identity", self.shared.lives.own()).finish_non_exhaustive()
     }
 }
 
 impl Peers {
     /// Connects when first asked; every task ends with `cancel` and is in `tasks`.
     pub(super) fn new(
-        identity: Identity,
+        lives: Arc<Lives>,
         addresses: Arc<AddressBook>,
         env: Env,
         clock: Arc<StampClock>,
         tasks: TaskTracker,
         cancel: CancellationToken,
     ) -> Self {
-        let shared = Arc::new(Shared { identity, addresses, env, clock, tasks, cancel });
+        let shared = Arc::new(Shared { lives, addresses, env, clock, tasks, cancel });
         Self { shared, peers: Mutex::default() }
     }
 
@@ -187,7 +171,7 @@ impl Peer {
     }
 
     pub(super) fn identity(&self) -> &Identity {
-        &self.shared.identity
+        self.shared.lives.own()
     }
 
     pub(super) fn env(&self) -> &Env {
@@ -269,20 +253,24 @@ impl Peer {
             .keep_alive_while_idle(true);
         let channel = endpoint.connect().await.map_err(|error| format!("{address}: {error}"))?;
         let (requests, outbound) = mpsc::channel(QUEUE_MAX);
-        let hello = peer_request::Message::Hello(self.shared.identity.hello(self.node));
+        let hello = peer_request::Message::Hello(self.shared.lives.own().hello(self.node));
         let hello = PeerRequest { message: Some(hello), ..PeerRequest::default() };
         requests.try_send(hello).map_err(|error| error.to_string())?;
-        let replies = client(channel.clone())
-            .exchange(ReceiverStream::new(outbound))
-            .await
-            .map_err(|status| {
+        let replies =
+            client(channel.clone()).exchange(ReceiverStream::new(outbound)).await.map_err(|status| {
                 let fault = Fault::from_status(&status);
                 if matches!(fault.kind, FaultKind::Foreign | FaultKind::StaleEpoch) {
                     tracing::error!(peer = %self.node, %fault, "a peer refuses this node");
                 }
                 fault.to_string()
-            })?
-            .into_inner();
+            })?;
+        if let Some(hello) = replies.metadata().get_bin(HELLO) {
+            self.check(hello).await.map_err(|fault| {
+                tracing::error!(peer = %self.node, %fault, "a peer is not who it should be: nothing is taken from it");
+                fault.to_string()
+            })?;
+        }
+        let replies = replies.into_inner();
         let connection = Arc::new(Connection {
             channel,
             requests,
@@ -292,6 +280,20 @@ impl Peer {
         let breaker = Breaker(Arc::clone(&connection));
         self.shared.tasks.spawn(receive(replies, breaker, self.node, Arc::clone(&self.shared)));
         Ok(connection)
+    }
+}
+
+impl Peer {
+    /// Checks who answers at the peer's address.
+    async fn check(&self, hello: &BinaryMetadataValue) -> Result<(), Fault> {
+        let invalid = |why: String| Fault::new(FaultKind::Invalid, why);
+        let hello = hello.to_bytes().map_err(|error| invalid(error.to_string()))?;
+        let hello = PeerHello::decode(hello).map_err(|error| invalid(error.to_string()))?;
+        if hello.sender != self.node.get() {
+            let other = NodeId::new(hello.sender);
+            return Err(Fault::new(FaultKind::NotHere, format!("node {other} answers at its address")));
+        }
+        self.shared.lives.admit(&hello).await.map(drop)
     }
 }
 

@@ -25,11 +25,14 @@ use holdfast_proto::v1::{FaultKind, WireFault};
 use openraft::errors::RaftError;
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
 use openraft::storage::Snapshot;
+use prost::Message as _;
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::group::Group;
 use super::groups::Groups;
+use super::lives::HELLO;
 use super::raft::{LogId, TypeConfig, Vote};
 use super::snapshot;
 use super::state::{Applied, SnapshotRows};
@@ -212,7 +215,10 @@ impl RaftRpc for RaftService {
             highest,
             cancel: self.groups.cancel().clone(),
         };
-        Ok(Response::new(stream::unfold(exchange, Exchange::next).boxed()))
+        let mut response = Response::new(stream::unfold(exchange, Exchange::next).boxed());
+        let own = self.groups.hello(NodeId::new(hello.sender)).encode_to_vec();
+        response.metadata_mut().insert_bin(HELLO, MetadataValue::from_bytes(&own));
+        Ok(response)
     }
 
     async fn install_snapshot(

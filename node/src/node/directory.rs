@@ -33,6 +33,11 @@ pub(crate) enum DirectoryError {
         "{dir} holds metadata but no identity: it is not a new directory; restore identity.json or use another one"
     )]
     Orphaned { dir: String },
+    #[error(
+        "{dir} is gone or empty, and this node has voted: it must not vote again as if it had not; restore the \
+         directory, or give the node a new data_dir so that it joins under a new id"
+    )]
+    MetaGone { dir: String },
 }
 
 /// A secret in memory and, as hex, in the identity file. Never printed.
@@ -104,6 +109,9 @@ pub(crate) struct Identity {
     /// What new nodes must show.
     #[serde(with = "hex_secret")]
     pub(crate) join_token: Secret,
+    /// The groups' directory was opened once: from then on its log and its votes must be there.
+    #[serde(default)]
+    pub(crate) meta_opened: bool,
     /// Ids of this node's targets by the uuid in their directories, as hex.
     #[serde(default)]
     pub(crate) targets: std::collections::BTreeMap<String, u32>,
@@ -182,6 +190,24 @@ impl NodeDirectory {
         &self.path
     }
 
+    /// Where the groups live.
+    pub(crate) fn meta_path(&self) -> PathBuf {
+        self.path.join("meta")
+    }
+
+    /// Checks that the groups' directory is there if it ever was.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub(crate) fn check_meta(&self, identity: &Identity) -> Result<(), DirectoryError> {
+        let dir = self.meta_path();
+        let is_there = ["log", "state"].iter().all(|part| dir.join(part).is_dir());
+        if identity.meta_opened && !is_there {
+            return Err(DirectoryError::MetaGone { dir: dir.display().to_string() });
+        }
+        Ok(())
+    }
+
     fn identity_path(&self) -> PathBuf {
         self.path.join("identity.json")
     }
@@ -196,7 +222,7 @@ impl NodeDirectory {
         let raw = match std::fs::read(&path) {
             Ok(raw) => Zeroizing::new(raw),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if self.path.join("meta").exists() {
+                if self.meta_path().exists() {
                     return Err(DirectoryError::Orphaned { dir: self.path.display().to_string() });
                 }
                 return Ok(None);
@@ -273,6 +299,7 @@ mod tests {
             incarnation: 4,
             realm_key: Secret::new(vec![1; 32]),
             join_token: Secret::new(b"token".to_vec()),
+            meta_opened: false,
             targets: [("ab".to_owned(), 9)].into(),
             founding: None,
         }
@@ -313,6 +340,37 @@ mod tests {
         std::fs::remove_file(dir.path().join("identity.json")).unwrap();
         std::fs::create_dir(dir.path().join("meta")).unwrap();
         assert!(matches!(directory.identity(), Err(DirectoryError::Orphaned { .. })));
+    }
+
+    #[test]
+    fn a_node_that_voted_does_not_start_without_its_votes() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = NodeDirectory::open(dir.path()).unwrap();
+        // A file from before this was recorded.
+        directory.save(&identity()).unwrap();
+        let path = dir.path().join("identity.json");
+        let old = std::fs::read_to_string(&path).unwrap().replace("  \"meta_opened\": false,\n", "");
+        assert!(!old.contains("meta_opened"));
+        std::fs::write(&path, old).unwrap();
+        let mut identity = directory.identity().unwrap().unwrap();
+        assert!(!identity.meta_opened);
+        directory.check_meta(&identity).unwrap();
+
+        for part in ["log", "state"] {
+            std::fs::create_dir_all(directory.meta_path().join(part)).unwrap();
+        }
+        identity.meta_opened = true;
+        directory.save(&identity).unwrap();
+        let identity = directory.identity().unwrap().unwrap();
+        directory.check_meta(&identity).unwrap();
+        // One of the two, then an empty directory where something should be mounted, then none.
+        std::fs::remove_dir(directory.meta_path().join("log")).unwrap();
+        assert!(matches!(directory.check_meta(&identity), Err(DirectoryError::MetaGone { .. })));
+        std::fs::remove_dir(directory.meta_path().join("state")).unwrap();
+        assert!(matches!(directory.check_meta(&identity), Err(DirectoryError::MetaGone { .. })));
+        std::fs::remove_dir(directory.meta_path()).unwrap();
+        let error = directory.check_meta(&identity).unwrap_err().to_string();
+        assert!(error.contains("this node has voted") && !error.contains('\n'), "{error}");
     }
 
     #[test]

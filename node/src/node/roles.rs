@@ -1,7 +1,7 @@
 //! What the roles of a node open and serve.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use holdfast_gateway::GatewayConfig;
@@ -21,7 +21,7 @@ use crate::meta::{AddressBook, Groups, GroupsConfig};
 /// # Errors
 /// When the directory or a group in it cannot be used.
 pub(super) async fn open_groups(
-    dir: &Path,
+    dir: PathBuf,
     identity: &Identity,
     meta: &MetaConfig,
     env: &Env,
@@ -30,11 +30,16 @@ pub(super) async fn open_groups(
 ) -> anyhow::Result<Arc<Groups>> {
     let zone = identity.zone_id();
     let election = meta.election_timeout.get();
+    let mut life = [0; 8];
+    env.fill_random(&mut life);
+    // Never 0: that is who does not tell.
+    let life = u64::from_ne_bytes(life) | 1;
     let config = GroupsConfig {
         heartbeat: meta.heartbeat.get(),
         election: (election, election * 2),
         cache_bytes: meta.cache_bytes.bytes(),
-        ..GroupsConfig::new(dir.join("meta"), identity.node, identity.incarnation, identity.realm, zone)
+        life,
+        ..GroupsConfig::new(dir, identity.node, identity.incarnation, identity.realm, zone)
     };
     Ok(Groups::open(config, env.clone(), addresses, cancel).await?)
 }

@@ -139,6 +139,9 @@ impl NodeRuntime {
         s3: Option<Bound>,
         map: Option<ClusterMap>,
     ) -> anyhow::Result<Self> {
+        if self.config.meta.is_some() {
+            self.directory.check_meta(&self.identity)?;
+        }
         // Durable before the first word to anybody: an older copy of this directory is recognised by its number.
         self.identity.incarnation += 1;
         self.directory.save(&self.identity)?;
@@ -232,7 +235,7 @@ impl NodeRuntime {
             map_feed::remember(map, &addresses, &self.contact);
         }
         let groups = roles::open_groups(
-            self.directory.path(),
+            self.directory.meta_path(),
             &self.identity,
             &meta,
             &self.env,
@@ -241,6 +244,11 @@ impl NodeRuntime {
         )
         .await?;
         self.groups = Some(groups.clone());
+        if !self.identity.meta_opened {
+            // Before it is served, so before the first vote.
+            self.identity.meta_opened = true;
+            self.directory.save(&self.identity)?;
+        }
         let feed = MapFeed::new(map);
         let head = Arc::new(ZoneHead::new(
             groups.clone(),
