@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use holdfast_proto::meta::{
     answer, command, query,
 };
 use holdfast_proto::v1::FaultKind;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -436,6 +437,85 @@ async fn nothing_is_taken_from_a_node_that_went_back_in_time() {
     let refused = first.groups.peer(node(3)).client().await;
     assert!(refused.is_err_and(|error| error.to_string().contains("another life")));
     assert!(third.groups.status()[0].applied < first.groups.status()[0].applied - 20);
+    for node in [first, second, third] {
+        assert_eq!(*node.groups.failure().borrow(), None);
+        node.kill().await;
+    }
+}
+
+/// Passes bytes on after a delay, in order.
+async fn delayed(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, ms: Arc<AtomicU64>) {
+    let (queue, mut due) = tokio::sync::mpsc::unbounded_channel();
+    let reading = async move {
+        let mut chunk = vec![0; 64 << 10];
+        while let Ok(len @ 1..) = from.read(&mut chunk).await {
+            let at = tokio::time::Instant::now() + Duration::from_millis(ms.load(Ordering::Relaxed));
+            queue.send((at, chunk[..len].to_vec())).unwrap();
+        }
+    };
+    let writing = async move {
+        while let Some((at, chunk)) = due.recv().await {
+            tokio::time::sleep_until(at).await;
+            if to.write_all(&chunk).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(reading, writing);
+}
+
+/// A way to `node` on which everything takes as many milliseconds as the answer says.
+async fn far_away(addresses: &AddressBook, node: NodeId) -> Arc<AtomicU64> {
+    let (listener, to) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), addresses.get(node).unwrap());
+    addresses.set(node, listener.local_addr().unwrap().to_string());
+    let ms = Arc::new(AtomicU64::new(0));
+    let delay = Arc::clone(&ms);
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let far = tokio::net::TcpStream::connect(&to).await.unwrap();
+            let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+            tokio::spawn(delayed(near_in, far_out, Arc::clone(&delay)));
+            tokio::spawn(delayed(far_in, near_out, Arc::clone(&delay)));
+        }
+    });
+    ms
+}
+
+/// One that answers late is sent less than is written, and does not hold the log for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_voter_does_not_hold_the_log() {
+    let dirs = dirs();
+    let addresses = Arc::new(AddressBook::new());
+    let first = Node::start(eager(dirs[0].path(), 1), &addresses).await;
+    let second = Node::start(eager(dirs[1].path(), 2), &addresses).await;
+    let third = Node::start(eager(dirs[2].path(), 3), &addresses).await;
+    let delay_ms = far_away(&addresses, node(3)).await;
+    init(&first).await;
+    set_members(&first, [1, 2, 3], []).await;
+    propose(&[&first], 1 << 20).await;
+    equal_digests(&[&first, &second, &third]).await;
+    delay_ms.store(1_200, Ordering::Relaxed);
+    let busy = async {
+        for round in 0.. {
+            let together = (0..32).map(|part| round * 320 + part * 10).map(|at| fill(&first, at..at + 10));
+            futures::future::join_all(together).await;
+        }
+    };
+    let group = first.groups.group(GROUP).unwrap();
+    let bounded = async {
+        for _ in 0..3 {
+            let before = first.groups.status()[0].purged;
+            wait("the log is purged under load", || first.groups.status()[0].purged > before).await;
+        }
+        wait("little of it is kept", || group.log().retained() < 16 << 20).await;
+    };
+    tokio::select! {
+        () = bounded => {}
+        () = busy => {}
+    }
+    drop(group);
+    delay_ms.store(0, Ordering::Relaxed);
+    equal_digests(&[&first, &second, &third]).await;
     for node in [first, second, third] {
         assert_eq!(*node.groups.failure().borrow(), None);
         node.kill().await;

@@ -4,11 +4,13 @@
 //! The order is what a restart relies on: rows become durable first; only log that lies [`UpkeepConfig::retain_bytes`]
 //! behind the durable point goes, and only after the library has been told of a snapshot that covers it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt;
+use holdfast_proto::id::GroupId;
 use openraft::async_runtime::watch::WatchReceiver as _;
 
 use super::group::Group;
@@ -17,6 +19,9 @@ use super::groups::Groups;
 const BEAT: Duration = Duration::from_secs(1);
 /// Between two looks for log files that can go.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(30);
+
+/// More log of one group than this is kept for no good reason, bytes.
+const LOG_BYTES_MAX: u64 = 1 << 30;
 
 /// When rows are made durable and how much log is kept.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +46,8 @@ struct Last {
     persisted: Duration,
     persisted_bytes: u64,
     reclaimed: Duration,
+    /// Groups that keep too much log, which was logged.
+    long_logs: BTreeSet<GroupId>,
     /// The clock was off, and that was logged.
     clock_off: bool,
 }
@@ -82,10 +89,8 @@ async fn step(groups: &Arc<Groups>, config: UpkeepConfig, last: &mut Last) {
         }
     }
     for group in &all {
-        let retained = group.log().retained();
-        metrics::gauge!("holdfast_meta_group_log_bytes", "group" => group.id().to_string())
-            .set(retained as f64);
-        purge(group, config.retain_bytes).await;
+        watch_log(group, last);
+        purge(group, config).await;
     }
     if now >= last.reclaimed + RECLAIM_INTERVAL {
         last.reclaimed = now;
@@ -95,6 +100,21 @@ async fn step(groups: &Arc<Groups>, config: UpkeepConfig, last: &mut Last) {
             Ok(Err(error)) => groups.fail(error.to_string()),
             Err(error) => groups.fail(error.to_string()),
         }
+    }
+}
+
+/// Shows how much log a group keeps, and says so once when it is too much: something holds it that should not.
+fn watch_log(group: &Group, last: &mut Last) {
+    let retained_bytes = group.log().retained();
+    let name = group.id().to_string();
+    metrics::gauge!("holdfast_meta_group_log_bytes", "group" => name).set(retained_bytes as f64);
+    if retained_bytes <= LOG_BYTES_MAX {
+        last.long_logs.remove(&group.id());
+    } else if last.long_logs.insert(group.id()) {
+        tracing::error!(
+            group = %group.id(), retained_bytes,
+            "the log of a group is not purged: see holdfast_meta_group_behind_entries for a member that is behind"
+        );
     }
 }
 
@@ -145,11 +165,20 @@ fn durable(group: &Group) -> u64 {
 }
 
 /// Purges what lies far enough behind the durable point. The library purges only what a snapshot it knows covers, so it
-/// is asked to make one first (a view and a persist), and purges on a later beat.
-async fn purge(group: &Group, retain_bytes: u64) {
-    let Some(target) = group.log().purgeable(durable(group), retain_bytes) else { return };
+/// is asked to make one first (a view and a persist), and purges what that covers on a later beat.
+///
+/// A leader's log is kept while a member is being sent what lies before the target. Sending to one that is dead or does not
+/// answer in time fails, and the library then lets go of it: it gets a snapshot when it is back.
+async fn purge(group: &Group, config: UpkeepConfig) {
+    let Some(target) = group.log().purgeable(durable(group), config.retain_bytes) else { return };
     let covered = group.raft().metrics().borrow_watched().snapshot.map_or(0, |log_id| log_id.index());
     let trigger = group.raft().trigger();
     // A group that is stopping is not an error here: what stopped it was reported.
-    let _ = if covered < target { trigger.snapshot().await } else { trigger.purge_log(target).await };
+    if covered < target {
+        let _ = trigger.snapshot().await;
+    }
+    // Under load the target is always a little ahead of what is covered.
+    if target.min(covered) > group.log().purged_index() {
+        let _ = trigger.purge_log(target.min(covered)).await;
+    }
 }
