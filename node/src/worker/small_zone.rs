@@ -119,6 +119,7 @@ impl SmallZone {
             join_token: Secret::new(b"token".to_vec()),
             targets: Default::default(),
             founding: None,
+            meta_opened: false,
         };
         let addresses = Arc::new(AddressBook::new());
         addresses.set(me, addr.clone());
