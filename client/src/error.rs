@@ -25,6 +25,12 @@ pub enum Error {
         /// What was missing.
         detail: String,
     },
+    /// Too few targets have room in every placement group: nothing was stored, and repeating it at once is of no use.
+    #[error("full: {detail}")]
+    Full {
+        /// What is full.
+        detail: String,
+    },
     /// More shards are gone than the code can bear, and every target that should hold them has said so.
     #[error("lost: {detail}")]
     Lost {
@@ -52,6 +58,10 @@ impl Error {
 
     pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
         Self::Unavailable { retry_after_ms: 0, unknown: false, detail: detail.into() }
+    }
+
+    pub(crate) fn full(detail: impl Into<String>) -> Self {
+        Self::Full { detail: detail.into() }
     }
 
     pub(crate) fn lost(detail: impl Into<String>) -> Self {

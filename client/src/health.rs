@@ -24,6 +24,8 @@ const MARKS_MAX: f32 = 3.0;
 const MARKS_HALF_LIFE: Duration = Duration::from_secs(5);
 const SUSPECT_MIN: Duration = Duration::from_secs(1);
 const SUSPECT_DOUBLINGS_MAX: u32 = 3;
+/// A target that said it is full is believed this long.
+const FULL_FOR: Duration = Duration::from_secs(5);
 /// Above this a request is large.
 const SMALL_BYTES_MAX: usize = 128 << 10;
 /// A request is slow when it took this many times what is typical of the zone, and longer than [`SLOW_MIN`].
@@ -63,6 +65,7 @@ struct Seen {
     marks: f32,
     marked: Instant,
     suspect_until: Option<Instant>,
+    full_until: Option<Instant>,
     streak: u32,
     writes: u32,
 }
@@ -101,6 +104,7 @@ impl Seen {
             marks: 0.0,
             marked: now,
             suspect_until: None,
+            full_until: None,
             streak: 0,
             writes: 0,
         }
@@ -135,6 +139,18 @@ impl Health {
         until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// Whether the target said a moment ago that it takes no more.
+    pub(crate) fn is_full(&self, target: TargetId) -> bool {
+        let Some(seen) = self.targets.read().get(&target).cloned() else { return false };
+        let until = seen.lock().full_until;
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// The target takes no more.
+    pub(crate) fn full(&self, target: TargetId) {
+        self.seen(target).lock().full_until = Some(Instant::now() + FULL_FOR);
+    }
+
     /// A request was answered well.
     pub(crate) fn succeeded(&self, target: TargetId, work: Work, bytes: usize, took: Duration) {
         let (class, seconds) = (class(work, bytes), took.as_secs_f32());
@@ -151,6 +167,9 @@ impl Health {
         let seen = self.seen(target);
         let mut seen = seen.lock();
         seen.latency[class].add(seconds);
+        if work == Work::Write {
+            seen.full_until = None;
+        }
         if slow {
             seen.mark(Instant::now(), 1.0);
         } else {

@@ -32,6 +32,8 @@ struct Offer {
     well: usize,
     /// Members that take writes, as the zone believes.
     up: usize,
+    /// Of these: members that did not just say that they are full.
+    room: usize,
     /// Free share of the fullest member.
     free: f64,
     /// Writes of this client in flight to the busiest member.
@@ -40,14 +42,15 @@ struct Offer {
 
 fn offer(inner: &Inner, map: &Map, geometry: &Geometry, write: &WriteId, pg: &Pg) -> Option<Offer> {
     let targets = members(geometry, write, pg)?;
-    let mut offer = Offer { pg: pg.id, well: 0, up: 0, free: 1.0, busy: 0 };
+    let mut offer = Offer { pg: pg.id, well: 0, up: 0, room: 0, free: 1.0, busy: 0 };
     for target in targets {
         if !map.is_writable(target) {
             continue;
         }
         offer.up += 1;
-        if !inner.health.is_suspected(target) {
-            offer.well += 1;
+        if !inner.health.is_full(target) {
+            offer.room += 1;
+            offer.well += usize::from(!inner.health.is_suspected(target));
         }
         offer.busy = offer.busy.max(inner.health.writes(target));
         let capacity = map.target(target).map_or(0, |target| target.capacity_bytes);
@@ -72,7 +75,7 @@ fn better(a: Offer, b: Offer) -> Offer {
 /// Chooses a group for stripes of a write. Groups in `avoid` are taken only when there is no other.
 ///
 /// # Errors
-/// [`Error::Unavailable`] when no group has enough members that take writes.
+/// [`Error::Unavailable`] when no group has enough members that take writes; [`Error::Full`] when they had for want of room.
 pub(crate) fn choose(
     inner: &Inner,
     map: &Map,
@@ -85,13 +88,17 @@ pub(crate) fn choose(
     if pgs.is_empty() {
         return Err(Error::unavailable("the zone has no placement groups for the storage class yet"));
     }
-    let (mut best, mut wells) = (None, 0);
+    let (mut best, mut wells, mut full) = (None, 0, false);
     let start = rand::rng().random_range(0..pgs.len());
     let step = stride(pgs.len());
     for look in 0..pgs.len().min(LOOKS_MAX) {
         let Some(pg) = map.pg(pgs[(start + look * step) % pgs.len()]) else { continue };
         let Some(offer) = offer(inner, map, geometry, write, pg) else { continue };
         if avoid.contains(&pg.id) || offer.up < geometry.acknowledge() {
+            continue;
+        }
+        if offer.room < geometry.acknowledge() {
+            full = true;
             continue;
         }
         best = Some(best.map_or(offer, |best| better(best, offer)));
@@ -105,6 +112,7 @@ pub(crate) fn choose(
         // Fewer than the acknowledgement number are well: all the same better tried than refused, when they are up.
         Some(best) => Ok(best.pg),
         None if !avoid.is_empty() => choose(inner, map, class, geometry, write, &HashSet::new()),
+        None if full => Err(Error::full("too many targets of every placement group are full")),
         None => Err(Error::unavailable("too few healthy targets in every placement group")),
     }
 }

@@ -51,9 +51,10 @@ async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>
 /// Notes a failed call. Faults that say nothing about the target's health are left out.
 fn note(inner: &Inner, target: TargetId, fault: &Fault) {
     match fault.kind {
-        FaultKind::FaultUnavailable | FaultKind::Full | FaultKind::DiskFailed | FaultKind::ShardUnknown => {
+        FaultKind::FaultUnavailable | FaultKind::DiskFailed | FaultKind::ShardUnknown => {
             inner.health.failed(target);
         }
+        FaultKind::Full => inner.health.full(target),
         FaultKind::Overloaded => inner.health.late(target),
         _ => {}
     }

@@ -195,7 +195,7 @@ pub(crate) fn block_hashes(data: &[u8]) -> Bytes {
 /// caller deletes what is in [`Groups::sent`] when it gives the write up.
 ///
 /// # Errors
-/// [`Error::Unavailable`] when no group took it before the stripe deadline.
+/// [`Error::Unavailable`] when no group took it before the stripe deadline; [`Error::Full`] when none has room.
 pub(crate) async fn store(
     inner: &Arc<Inner>,
     writing: &Arc<Writing>,
@@ -335,8 +335,11 @@ fn launch(
     let places =
         places(writing, pg).ok_or_else(|| Error::unavailable(format!("group {pg_id} is too narrow")))?;
     let up: Vec<Place> = places.iter().copied().filter(|place| map.is_writable(place.target)).collect();
-    let well: Vec<Place> =
-        up.iter().copied().filter(|place| !inner.health.is_suspected(place.target)).collect();
+    let well: Vec<Place> = up
+        .iter()
+        .copied()
+        .filter(|place| !inner.health.is_suspected(place.target) && !inner.health.is_full(place.target))
+        .collect();
     let sent = if well.len() >= writing.geometry.acknowledge() { well } else { up };
     writing.groups.lock().sent.entry(stripe.number).or_default().extend(&sent);
 

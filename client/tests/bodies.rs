@@ -117,6 +117,29 @@ async fn a_dead_target_is_missed_and_delays_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_zone_says_so_at_once_and_takes_writes_when_space_comes() {
+    let zone = coded_zone().await;
+    let held = put(&zone, &body(MIB)).await.unwrap();
+    let full = |number, full: bool| {
+        zone.faults(number, |faults| faults.put_fault = full.then_some(FaultKind::Full));
+    };
+    // One alone is gone round.
+    full(1, true);
+    put(&zone, &body(MIB)).await.unwrap();
+    full(2, true);
+    let error = put(&zone, &body(MIB)).await.unwrap_err();
+    assert!(matches!(error, PutError::Cluster(Error::Full { .. })), "{error:?}");
+    assert_readable(&zone, &held, &body(MIB)).await;
+    full(1, false);
+    full(2, false);
+    let begin = Instant::now();
+    while put(&zone, &body(MIB)).await.is_err() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "space came long ago");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_plus_two_needs_five() {
     let mut zone = FakeZone::start_with(6, 6, rs(4, 2), copies(3), |config| {
         config.stripe_deadline = Duration::from_secs(2);

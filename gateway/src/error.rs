@@ -74,6 +74,7 @@ pub(crate) fn log(error: &ClusterError) {
         ClusterError::Unavailable { unknown, detail, .. } => {
             tracing::warn!(detail, unknown, "the cluster is unavailable for this request");
         }
+        ClusterError::Full { detail } => tracing::warn!(detail, "the zone has no room for this request"),
         ClusterError::Lost { detail } => tracing::error!(detail, "object data is lost"),
         ClusterError::Invalid { detail } => tracing::warn!(detail, "the cluster client refused a call"),
         ClusterError::Internal { detail } => tracing::error!(detail, "internal error"),
@@ -89,6 +90,9 @@ pub(crate) fn unlogged(error: ClusterError) -> S3Error {
             "the service is unavailable, please retry",
             retry_after_ms,
         ),
+        ClusterError::Full { .. } => {
+            custom("InsufficientStorage", StatusCode::INSUFFICIENT_STORAGE, "the zone has no space left")
+        }
         ClusterError::Lost { .. } => refuse(S3ErrorCode::InternalError, "the object's data cannot be read"),
         ClusterError::Invalid { .. } => refuse(S3ErrorCode::InvalidRequest, "the request cannot be served"),
         ClusterError::Internal { .. } => {

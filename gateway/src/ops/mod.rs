@@ -68,7 +68,10 @@ impl Store {
             ClusterError::Refused { refusal: Refusal::StaleBucket | Refusal::NoSuchBucket, .. } => false,
             ClusterError::Refused { .. } => true,
             ClusterError::Unavailable { unknown, .. } => !unknown,
-            ClusterError::Lost { .. } | ClusterError::Invalid { .. } | ClusterError::Internal { .. } => false,
+            ClusterError::Full { .. }
+            | ClusterError::Lost { .. }
+            | ClusterError::Invalid { .. }
+            | ClusterError::Internal { .. } => false,
         };
         if certain {
             self.cluster.discard(body);

@@ -392,7 +392,7 @@ impl Mender {
             }
             Mended::Failed(error) => {
                 metrics::counter!("holdfast_meta_mend_failed_writes_total").increment(1);
-                if !matches!(error, Error::Unavailable { .. }) {
+                if !matches!(error, Error::Unavailable { .. } | Error::Full { .. }) {
                     return Err(error.to_string());
                 }
                 let now = Instant::now();
