@@ -62,5 +62,8 @@ pub(crate) async fn delete_shards(
             }
         }
     });
-    futures::future::join_all(calls).await;
+    tokio::select! {
+        _ = futures::future::join_all(calls) => {}
+        () = inner.cancel.cancelled() => {}
+    }
 }

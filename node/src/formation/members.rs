@@ -105,6 +105,9 @@ impl Balance {
             let Some(to) = preferred_leader(group, &map.groups).filter(|to| *to != me.get()) else {
                 continue;
             };
+            if groups.is_clock_off(NodeId::new(to)) {
+                continue;
+            }
             let (next, pause) = self.tries.get(&group.id).copied().unwrap_or((now, RETRY_MIN));
             if now < next {
                 continue;

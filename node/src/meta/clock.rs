@@ -4,9 +4,11 @@
 //! What it tells others is held to what the peers' clocks show, where any was heard: a node whose machine clock is wrong
 //! neither stamps nor carries its time to clients.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use holdfast_proto::hlc::Hlc;
+use holdfast_proto::id::NodeId;
 use holdfast_proto::limits::CLOCK_AHEAD_MS_MAX;
 
 use super::peer_clocks::PeerClocks;
@@ -17,7 +19,7 @@ use crate::env::Env;
 pub(crate) struct StampClock {
     env: Env,
     peers: PeerClocks,
-    /// There are other nodes to hear from.
+    /// There are other voters to hear from.
     has_peers: AtomicBool,
     /// The last stamp given or merged.
     last: AtomicU64,
@@ -35,9 +37,11 @@ impl StampClock {
         &self.peers
     }
 
-    /// Whether there are other nodes: until one of them is heard, this machine's clock alone tells nobody the time.
-    pub(super) fn set_has_peers(&self, has_peers: bool) {
-        self.has_peers.store(has_peers, Ordering::Release);
+    /// The other voters of this node's groups: until one of them is heard, this machine's clock alone tells nobody the
+    /// time. What learners show counts for nothing: they cannot take the lead of a node that they accuse.
+    pub(super) fn set_voters(&self, voters: BTreeSet<NodeId>) {
+        self.has_peers.store(!voters.is_empty(), Ordering::Release);
+        self.peers.set_voters(voters);
     }
 
     /// A stamp above all earlier ones: `max(last + 1, now)`. Only for who checked that the clock is not off.
@@ -83,8 +87,6 @@ impl StampClock {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_proto::id::NodeId;
-
     use super::super::peer_clocks::tests::moved_env;
     use super::*;
 
@@ -121,7 +123,7 @@ mod tests {
     #[test]
     fn a_peer_whose_clock_is_ahead_carries_nobody_away() {
         let clock = StampClock::new(Env::real());
-        clock.set_has_peers(true);
+        clock.set_voters([NodeId::new(2)].into());
         let right = Env::real().now_ms();
         clock.peers().told(NodeId::new(2), right + 3_600_000);
         let tells = clock.now().ms();
@@ -133,7 +135,7 @@ mod tests {
         for wrong in [3_600_000, -3_600_000] {
             let (moved, env) = moved_env();
             let clock = StampClock::new(env.clone());
-            clock.set_has_peers(true);
+            clock.set_voters([NodeId::new(2)].into());
             moved.0.store(wrong, Ordering::Relaxed);
             assert_eq!(clock.now(), Hlc::ZERO, "nobody vouches for it");
             let right = Env::real().now_ms();

@@ -362,6 +362,11 @@ impl Groups {
         self.clock.now()
     }
 
+    /// Whether a node's clock is known to be off, so that it must not lead.
+    pub(crate) fn is_clock_off(&self, node: NodeId) -> bool {
+        self.clock.peers().is_off(node)
+    }
+
     /// What other nodes speak to.
     pub(crate) fn service(self: &Arc<Self>) -> RaftServer<RaftService> {
         RaftService::server(Arc::clone(self))
@@ -512,8 +517,10 @@ impl Groups {
             Ok((state, log))
         })
         .await?;
-        if state.has_other_members(self.config.node) {
-            self.clock.set_has_peers(true);
+        let voters = state.other_voters(self.config.node);
+        if !voters.is_empty() {
+            // Those of all groups follow with the first beat.
+            self.clock.set_voters(voters);
         }
         let led = log.vote().is_some_and(|vote| vote.committed && voted_for(&vote) == self.config.node.get());
         let raft = Raft::new(

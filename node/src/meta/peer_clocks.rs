@@ -4,7 +4,7 @@
 //!
 //! Readings are kept with the monotonic time of their arrival, so a machine clock that jumps is noticed at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ impl fmt::Display for ClockOff {
 pub(super) struct PeerClocks {
     env: Env,
     readings: Mutex<HashMap<NodeId, Reading>>,
+    /// Whose readings count; all while nobody said.
+    voters: Mutex<Option<BTreeSet<NodeId>>>,
 }
 
 /// The middle of some values, of two middle ones what is nearest to zero between them.
@@ -62,7 +64,12 @@ fn ms_of(time: Duration) -> u64 {
 
 impl PeerClocks {
     pub(super) fn new(env: Env) -> Self {
-        Self { env, readings: Mutex::default() }
+        Self { env, readings: Mutex::default(), voters: Mutex::default() }
+    }
+
+    /// Only the clocks of these count from now on.
+    pub(super) fn set_voters(&self, voters: BTreeSet<NodeId>) {
+        *self.voters.lock() = Some(voters);
     }
 
     /// A request of `peer` arrived and says what its clock showed; 0 from one that does not tell.
@@ -96,7 +103,10 @@ impl PeerClocks {
         };
         let mut readings = self.readings.lock();
         readings.retain(|_, reading| now < reading.at + FRESH);
-        let counted = readings.iter().filter(|(_, reading)| reading.round_trip || !round_trip);
+        let voters = self.voters.lock();
+        let counts = |peer| voters.as_ref().is_none_or(|voters| voters.contains(peer));
+        let counted =
+            readings.iter().filter(|(peer, reading)| counts(*peer) && (reading.round_trip || !round_trip));
         counted.map(|(peer, reading)| (*peer, ahead(reading))).collect()
     }
 
@@ -124,6 +134,11 @@ impl PeerClocks {
         let Some(own) = ahead.get(&peer).copied() else { return false };
         median(ahead.into_values().collect())
             .is_some_and(|median| own.saturating_sub(median).unsigned_abs() <= CLOCK_OFF_MS_MAX)
+    }
+
+    /// Whether `peer` was heard lately and its clock is far from the median of all.
+    pub(super) fn is_off(&self, peer: NodeId) -> bool {
+        self.ahead_ms(true).contains_key(&peer) && !self.is_near_median(peer)
     }
 }
 
@@ -192,6 +207,22 @@ pub(super) mod tests {
         assert_eq!(checked(&[60_000]), Ok(()));
         assert_eq!(checked(&[-4_000]), Ok(()));
         assert_eq!(checked(&[-60_500]), Err(60));
+    }
+
+    #[test]
+    fn who_has_no_vote_accuses_nobody() {
+        let (_moved, clocks) = clocks(&[-60_500]);
+        assert!(clocks.check().is_err());
+        clocks.set_voters(BTreeSet::new());
+        assert_eq!(clocks.check(), Ok(()));
+        assert_eq!(clocks.ahead_of_median_ms(), None);
+    }
+
+    #[test]
+    fn a_peer_that_is_off_is_known() {
+        let (_moved, clocks) = clocks(&[0, 60_000]);
+        assert!(!clocks.is_off(NodeId::new(2)) && clocks.is_off(NodeId::new(3)));
+        assert!(!clocks.is_off(NodeId::new(9)), "nobody knows");
     }
 
     #[test]

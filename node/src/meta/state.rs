@@ -4,7 +4,7 @@
 //! Raft's own rows of a group start with byte 0x00, which no row of the machine does: how far the rows are applied, and
 //! the membership. They change in the same batch as the rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -196,10 +196,11 @@ impl GroupState {
         self.applied.lock().hlc
     }
 
-    /// Whether the applied membership names another node than this one.
-    pub(super) fn has_other_members(&self, node: NodeId) -> bool {
+    /// The voters of the applied membership besides this node.
+    pub(super) fn other_voters(&self, node: NodeId) -> BTreeSet<NodeId> {
         let membership = Arc::clone(&self.applied.lock().membership);
-        membership.membership().nodes().any(|(member, _)| *member != node.get())
+        let voters = membership.membership().voter_ids().filter(|voter| *voter != node.get());
+        voters.map(NodeId::new).collect()
     }
 
     /// The index up to which rows survive a power cut.

@@ -132,7 +132,7 @@ fn stopped(group: &Group) -> Option<String> {
 /// A leader whose clock is off does not stamp: who can, should lead.
 fn watch_clock(groups: &Groups, all: &[Arc<Group>], last: &mut Last) {
     let clock = groups.clock();
-    clock.set_has_peers(all.iter().any(|group| group.state().has_other_members(groups.node())));
+    clock.set_voters(all.iter().flat_map(|group| group.state().other_voters(groups.node())).collect());
     let ahead_ms = clock.peers().ahead_of_median_ms().unwrap_or(0);
     metrics::gauge!("holdfast_meta_clock_ahead_seconds").set(ahead_ms as f64 / 1000.0);
     let off = clock.peers().check().err();

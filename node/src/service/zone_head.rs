@@ -8,7 +8,7 @@ use holdfast_proto::error::Fault;
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::meta::{
-    Answer, ClusterMap, Command, GetMap, Outcome, Query, TargetFree, answer, command, query,
+    Answer, ClusterMap, Command, GetMap, Outcome, Query, Refusal, TargetFree, answer, command, query,
 };
 use holdfast_proto::v1::FaultKind;
 use parking_lot::{Mutex, RwLock};
@@ -93,10 +93,14 @@ impl ZoneHead {
         }
         let command = Command { request, first_attempt_hlc: now.get(), op: Some(op), ..Command::default() };
         let outcomes = self.groups.propose(self.zone_group(), vec![command]).await?;
-        outcomes
-            .into_iter()
-            .next()
-            .ok_or_else(|| Fault::new(FaultKind::Invalid, "the zone group gave no outcome"))
+        match outcomes.into_iter().next() {
+            // The refusal moved the group's clock on.
+            Some(outcome) if outcome.refusal() == Refusal::RequestTooOld => {
+                Err(Fault::new(FaultKind::FaultUnavailable, "the zone's clock had stood still"))
+            }
+            Some(outcome) => Ok(outcome),
+            None => Err(Fault::new(FaultKind::Invalid, "the zone group gave no outcome")),
+        }
     }
 
     /// The zone's map, linearizable. Also offered to the feed.

@@ -23,6 +23,8 @@ use crate::service::zone_head::ZoneHead;
 use crate::supervisor::Progress;
 
 const TICK: Duration = Duration::from_secs(2);
+/// Between rounds that freed nothing of what is due: its targets are down.
+const TICK_MAX: Duration = Duration::from_secs(60);
 /// Writes freed in one command.
 const PAGE: u32 = 200;
 /// Pages of one partition in one round: others wait for it no longer than that.
@@ -31,9 +33,11 @@ const PAGES_PER_ROUND: u32 = 100;
 /// Runs until the node stops.
 pub(crate) async fn run(head: Arc<ZoneHead>, progress: Progress) -> anyhow::Result<()> {
     let mut collector = Collector::new(head);
+    let mut pause = TICK;
     loop {
-        tokio::time::sleep(TICK).await;
-        collector.round(&progress).await;
+        tokio::time::sleep(pause).await;
+        let in_vain = collector.round(&progress).await;
+        pause = if in_vain { (pause * 2).min(TICK_MAX) } else { TICK };
     }
 }
 
@@ -60,8 +64,9 @@ impl Collector {
         }
     }
 
-    /// Walks the queues of the partitions that this node leads, each to its end or as far as one round goes.
-    async fn round(&mut self, progress: &Progress) {
+    /// Walks the queues of the partitions that this node leads, each to its end or as far as one round goes. Whether
+    /// there was something to free and none of it could be.
+    async fn round(&mut self, progress: &Progress) -> bool {
         let groups = &self.head.groups;
         let partitions: Vec<GroupId> = groups
             .hosted()
@@ -70,12 +75,15 @@ impl Collector {
             .collect();
         self.walks.retain(|group, _| partitions.contains(group));
         self.silent.clear();
-        let (mut left, mut failed) = (Left::default(), false);
+        let (mut left, mut failed, mut freed) = (Left::default(), false, 0);
         for group in partitions {
             let mut walk = self.walks.remove(&group).unwrap_or_default();
-            if let Err(error) = self.collect(group, &mut walk, progress).await {
-                progress.trouble(format!("{group}: {error:#}"));
-                failed = true;
+            match self.collect(group, &mut walk, progress).await {
+                Ok(count) => freed += count,
+                Err(error) => {
+                    progress.trouble(format!("{group}: {error:#}"));
+                    failed = true;
+                }
             }
             left += walk.left();
             self.walks.insert(group, walk);
@@ -88,10 +96,12 @@ impl Collector {
         } else if !failed {
             progress.well();
         }
+        freed == 0 && left.rows() > 0
     }
 
-    /// Frees due rows of one partition. What stays is left to a later round.
-    async fn collect(&mut self, group: GroupId, walk: &mut Walk, progress: &Progress) -> anyhow::Result<()> {
+    /// Frees due rows of one partition, so many. What stays is left to a later round.
+    async fn collect(&mut self, group: GroupId, walk: &mut Walk, progress: &Progress) -> anyhow::Result<u64> {
+        let mut all = 0;
         let grace = self.head.config.garbage_grace.get().as_millis() as u64;
         let due_before = self.head.groups.hlc().minus_ms(grace).get();
         for _ in 0..PAGES_PER_ROUND {
@@ -102,15 +112,16 @@ impl Collector {
             else {
                 anyhow::bail!("no page of the queue");
             };
-            let Some(map) = self.head.feed.current() else { return Ok(()) };
+            let Some(map) = self.head.feed.current() else { return Ok(all) };
             let last = page.last.clone();
             let (freed, left) = self.free(group, &map, page).await?;
             progress.done(freed);
+            all += freed;
             if walk.passed(last, left) {
                 break;
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Deletes the shards of these writes, then the rows of those whose targets all answered. How many rows went, and

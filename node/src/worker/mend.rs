@@ -326,6 +326,7 @@ impl Mender {
                 places.iter().map(|(at, place)| jobs[*at].shards[*place].id.clone()).collect();
             match self.reach.stat(map, target, &ids).await {
                 Ok(present) => {
+                    self.quiet.well(&target);
                     let landed = places.into_iter().zip(present).filter(|(_, present)| *present);
                     for ((at, place), _) in landed {
                         let missed = jobs[at].shards[place].missed;
