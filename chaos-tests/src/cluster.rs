@@ -35,6 +35,8 @@ pub struct Options {
     pub tls: bool,
     /// Data nodes, where not the default.
     pub nodes: Option<u32>,
+    /// Settings of every node, as variables of the environment.
+    pub env: Vec<(&'static str, &'static str)>,
 }
 
 /// The one line that `dev --json` prints.
@@ -171,6 +173,7 @@ impl Zone {
         let log = format!("node-{}.log", node.id);
         let mut command = Command::new(binary());
         command.args(["server", "-c"]).arg(&node.config).stdout(Stdio::null());
+        command.envs(self.options.env.iter().copied());
         let begun = Instant::now();
         let child = self.group.spawn(&mut command, &log)?;
         let pid = child.id();
@@ -193,6 +196,40 @@ impl Zone {
             (heard && registered && ready && serves).then_some(())
         });
         Ok(())
+    }
+
+    /// Starts one more data node on a host of its own, as an operator does: a configuration like the first one's.
+    /// Returns its host once its target is in the zone.
+    pub fn add_data_node(&mut self) -> anyhow::Result<String> {
+        let like = self.nodes("data").remove(0);
+        let host = format!("host-added-{}", self.revived.len());
+        let dir = self.group.dir().join(&host);
+        let text = std::fs::read_to_string(&like.config)?;
+        let old = like.data_dir.to_str().context("a path in UTF-8")?;
+        let mut text = text.replace(old, dir.to_str().context("a path in UTF-8")?);
+        for key in ["listen", "admin_listen"] {
+            let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            text = set_key(&text, key, &format!("127.0.0.1:{port}"));
+        }
+        text = set_key(&text, "host", &host);
+        std::fs::create_dir_all(&dir)?;
+        let config = dir.join("node.toml");
+        std::fs::write(&config, text)?;
+        let mut command = Command::new(binary());
+        command.args(["server", "-c"]).arg(&config).stdout(Stdio::null());
+        command.envs(self.options.env.iter().copied());
+        let log = format!("{host}.log");
+        let child = self.group.spawn(&mut command, &log)?;
+        let pid = child.id();
+        self.revived.push(child);
+        wait::until("a new node's target to be up", START, || {
+            assert!(process::runs(pid), "server ended: {}", self.group.log_tail(&log));
+            let status = self.status().ok()?;
+            let node = status["nodes"].as_array()?.iter().find(|node| node["host"] == host.as_str())?;
+            let mut targets = status["targets"].as_array()?.iter();
+            targets.any(|target| target["node"] == node["id"] && target["state"] == "up").then_some(())
+        });
+        Ok(host)
     }
 
     /// How often a node has started, as the zone knows it.
@@ -220,6 +257,42 @@ impl Zone {
         });
     }
 
+    /// Waits until a killed data node's targets are out.
+    pub fn until_out(&self, node: &Node) {
+        wait::until("a dead node's targets to go out", START, || {
+            let status = self.status().ok()?;
+            let mut targets = status["targets"].as_array()?.iter().filter(|target| target["node"] == node.id);
+            targets.all(|target| target["state"] == "out").then_some(())
+        });
+    }
+
+    /// Waits until nothing moves, and repair has found everything in its place.
+    pub fn until_settled(&self) {
+        wait::until("placement to settle", MENDED, || {
+            let pgs = self.json(&["pg", "list"]).ok()?;
+            let moving =
+                pgs.as_array()?.iter().any(|pg| pg["moving"].as_array().is_none_or(|at| !at.is_empty()));
+            (!moving && self.status().ok()?["repair"]["settled"] == true).then_some(())
+        });
+    }
+
+    /// `holdfast <args> --json`.
+    pub fn json(&self, args: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let output = self.cli(&[args, &["--json"]].concat());
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Shards of an object as `object stat` shows them: (there should be, in their place, lying elsewhere too).
+    pub fn shards(&self, bucket: &str, key: &str) -> anyhow::Result<(u64, u64, u64)> {
+        let stat = self.json(&["object", "stat", bucket, key])?;
+        let stripes = stat["stripes"].as_array().context("stripes")?.iter();
+        let shards = stripes.flat_map(|stripe| stripe["shards"].as_array().into_iter().flatten());
+        let elsewhere = shards.map(|shard| shard["elsewhere"].as_array().map_or(0, Vec::len) as u64).sum();
+        let count = |name: &str| stat[name].as_u64().context("a count");
+        Ok((count("shards")?, count("present")?, elsewhere))
+    }
+
     /// The codes that `status` shows under health.
     pub fn health(&self) -> anyhow::Result<BTreeSet<String>> {
         let status = self.status()?;
@@ -236,7 +309,7 @@ impl Zone {
         }
         pids.into_iter().for_each(process::kill);
         let _ = self.dev.wait();
-        self.revived.drain(..).for_each(|mut child| drop(child.wait()));
+        self.revived.drain(..).for_each(|mut child| drop((child.kill(), child.wait())));
     }
 
     /// Starts `dev` again on the same directory. Addresses may change.
@@ -269,9 +342,7 @@ impl Zone {
 
     /// `holdfast status --json`.
     pub fn status(&self) -> anyhow::Result<serde_json::Value> {
-        let output = self.cli(&["status", "--json"]);
-        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Ok(serde_json::from_slice(&output.stdout)?)
+        self.json(&["status"])
     }
 
     /// The meta node that leads the most groups, once every group has a leader.
@@ -335,6 +406,15 @@ impl Drop for Zone {
     }
 }
 
+/// Sets a text in a configuration.
+fn set_key(text: &str, key: &str, value: &str) -> String {
+    let set = |line: &str| match line.split_once(" = ") {
+        Some((own, _)) if own == key => format!("{key} = {value:?}"),
+        _ => line.to_owned(),
+    };
+    text.lines().map(set).collect::<Vec<_>>().join("\n")
+}
+
 /// A node's row in `status`.
 fn row_of<'s>(status: &'s serde_json::Value, node: &Node) -> Option<&'s serde_json::Value> {
     status["nodes"].as_array()?.iter().find(|row| row["id"] == node.id)
@@ -360,6 +440,7 @@ fn launch(group: &Group, options: &Options) -> anyhow::Result<(Child, Ready)> {
     if let Some(nodes) = options.nodes {
         command.args(["--nodes", &nodes.to_string()]);
     }
+    command.envs(options.env.iter().copied());
     command.current_dir(group.dir()).stdout(Stdio::piped());
     let mut dev = group.spawn(&mut command, LOG)?;
     let stdout = dev.stdout.take().context("standard output is piped")?;

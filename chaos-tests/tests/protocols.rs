@@ -126,7 +126,7 @@ async fn many_requests_share_one_http_2_connection() {
 
 #[tokio::test]
 async fn tls_agrees_to_either_version() {
-    let zone = Zone::start(Options { one_process: true, tls: true, nodes: Some(3) });
+    let zone = Zone::start(Options { one_process: true, tls: true, nodes: Some(3), ..Options::default() });
     let s3 = zone.s3();
     let h2 = s3.http2().await.unwrap();
     let bucket = s3.bucket("tls").await;

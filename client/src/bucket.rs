@@ -40,6 +40,26 @@ impl Cluster {
         Ok(bucket)
     }
 
+    /// How many slots the bucket of this id has; `None` when there is no such bucket.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn bucket_slots(&self, id: bytes::Bytes) -> Result<Option<u16>, Error> {
+        match self.fetch_bucket(GetBucket { id, ..Default::default() }).await {
+            Ok(bucket) => Ok(u16::try_from(bucket.slots).ok().filter(|slots| *slots > 0)),
+            Err(Error::Refused { refusal: Refusal::NoSuchBucket, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The name of the bucket of this id.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `NoSuchBucket`; [`Error::Unavailable`].
+    pub async fn bucket_name(&self, id: bytes::Bytes) -> Result<String, Error> {
+        Ok(self.fetch_bucket(GetBucket { id, ..Default::default() }).await?.name)
+    }
+
     async fn fetch_bucket(&self, get: GetBucket) -> Result<Bucket, Error> {
         match self.query_ok(GroupId::REALM, query::Of::GetBucket(get)).await? {
             answer::Ok::Bucket(bucket) => Ok(bucket),

@@ -17,6 +17,7 @@ use crate::channel::Channels;
 use crate::error::Error;
 use crate::health::Health;
 use crate::map::Map;
+use crate::renew::Renewals;
 use crate::route::{Lanes, Proposals, Reads, attempt_until};
 use crate::verify::BadShards;
 use crate::view::View;
@@ -48,6 +49,8 @@ pub struct ClientConfig {
     pub write_ahead_bytes: usize,
     /// Bytes read ahead beyond the current stripe of every body, over all reads.
     pub read_ahead_bytes: usize,
+    /// How often a write that takes long tells the zone that it is still under way.
+    pub renew_every: Duration,
 }
 
 impl ClientConfig {
@@ -63,6 +66,7 @@ impl ClientConfig {
             read_deadline: Duration::from_secs(15),
             write_ahead_bytes: 32 << 20,
             read_ahead_bytes: 32 << 20,
+            renew_every: Duration::from_secs(3600),
         }
     }
 }
@@ -91,6 +95,7 @@ pub(crate) struct Inner {
     pub(crate) mending: Arc<Semaphore>,
     /// Stripes whose last shards go on after their write was committed.
     pub(crate) stragglers: Arc<Semaphore>,
+    pub(crate) renewals: Renewals,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
     /// The map of before the first one came: never seen by callers, since `connect` waits.
@@ -121,6 +126,7 @@ impl Cluster {
             read_ahead: Arc::new(Semaphore::new(config.read_ahead_bytes >> 10)),
             mending: Arc::new(Semaphore::new(MENDING_MAX)),
             stragglers: Arc::new(Semaphore::new(STRAGGLERS_MAX)),
+            renewals: Renewals::default(),
             tasks: TaskTracker::new(),
             empty_map: Arc::new(Map::parse(holdfast_proto::meta::ClusterMap {
                 realm: RealmId::default().to_wire(),
@@ -130,6 +136,7 @@ impl Cluster {
             cancel: cancel.child_token(),
         });
         inner.tasks.spawn(crate::watch::follow(inner.clone()));
+        inner.tasks.spawn(crate::renew::run(Self { inner: inner.clone() }));
         let mut ready = inner.view.ready();
         let first = tokio::select! {
             () = inner.cancel.cancelled() => None,

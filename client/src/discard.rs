@@ -8,6 +8,7 @@ use holdfast_proto::id::{ShardId, TargetId, WriteId};
 use holdfast_proto::meta::Body;
 
 use crate::cluster::{Cluster, Inner};
+use crate::error::Error;
 use crate::layout::Layout;
 use crate::place::members;
 use crate::shard;
@@ -36,6 +37,18 @@ impl Cluster {
         }
         let inner = self.inner.clone();
         self.inner.tasks.spawn(async move { delete_shards(&inner, &write, shards).await });
+    }
+}
+
+impl Cluster {
+    /// Deletes these shards of a target; those that are not there are no error. Answers when their tombstones are durable.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn delete_shards(&self, target: TargetId, shards: Vec<Bytes>) -> Result<(), Error> {
+        let map = self.inner.map();
+        let deleted = shard::delete(&self.inner, &map, target, shards).await;
+        deleted.map_err(|fault| Error::unavailable(format!("target {target}: {fault}")))
     }
 }
 

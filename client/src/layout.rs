@@ -75,6 +75,24 @@ impl Layout {
 }
 
 impl Coded {
+    /// One stripe of a write of `length` bytes; of the others nothing is known.
+    ///
+    /// # Errors
+    /// As [`Geometry::new`]; also when the write has no such stripe.
+    pub(crate) fn stripe(
+        write: WriteId,
+        scheme: Scheme,
+        length: u64,
+        stripe: u32,
+        pg: PgId,
+    ) -> Result<Self, Error> {
+        let geometry = Geometry::new(&scheme, length)?;
+        if stripe >= geometry.stripes() {
+            return Err(Error::internal(format!("a write of {length} bytes has no stripe {stripe}")));
+        }
+        Ok(Self { write, scheme, geometry, runs: vec![(stripe, 1, pg)] })
+    }
+
     /// The group of a stripe.
     pub(crate) fn pg(&self, stripe: u32) -> Option<PgId> {
         let at = self.runs.partition_point(|(first, _, _)| *first <= stripe).checked_sub(1)?;

@@ -23,6 +23,8 @@ pub struct Pg {
     pub epoch: Epoch,
     /// Its members in order; shard `i` of an erasure-coded stripe is on the `i`-th.
     pub targets: Vec<TargetId>,
+    /// By place: targets that may still hold what is being brought to the member there. Empty while nothing moves.
+    pub from: HashMap<usize, Vec<TargetId>>,
 }
 
 /// One version of the map, with indexes.
@@ -73,7 +75,10 @@ impl Map {
                 class.pgs.push(id);
             }
             let targets = pg.targets.iter().copied().map(TargetId::new).collect();
-            pgs.insert(id, Pg { id, epoch: Epoch::new(pg.epoch), targets });
+            let before =
+                |moving: &meta::MovingPlace| moving.from.iter().copied().map(TargetId::new).collect();
+            let from = pg.moving.iter().map(|moving| (moving.place as usize, before(moving))).collect();
+            pgs.insert(id, Pg { id, epoch: Epoch::new(pg.epoch), targets, from });
         }
         let mut groups = HashMap::new();
         for (at, group) in raw.groups.iter().enumerate() {
@@ -131,6 +136,10 @@ impl Map {
         self.target(id).is_some_and(|target| {
             matches!(target.state(), TargetState::TargetUp | TargetState::TargetDraining)
         })
+    }
+    /// Targets that the zone believes answer reads.
+    pub fn readable(&self) -> impl Iterator<Item = TargetId> + '_ {
+        self.raw.targets.iter().map(|target| TargetId::new(target.id)).filter(|id| self.is_readable(*id))
     }
     /// A placement group.
     pub fn pg(&self, id: PgId) -> Option<&Pg> {

@@ -22,6 +22,7 @@ use crate::cluster::{Cluster, Inner, random_bytes};
 use crate::error::{Error, PutError};
 use crate::geometry::Geometry;
 use crate::layout::extents;
+use crate::renew;
 use crate::shard::PUT_MAX;
 use crate::source::{BodySource, StoredBody, WriteIntent};
 use crate::stripe::{self, Groups, Stored, Stripe, Writing};
@@ -61,6 +62,7 @@ impl Cluster {
             return Ok(StoredBody { body, missed: vec![], begin });
         }
         let mut pipeline = Pipeline::new(self.inner.clone(), &intent, write, begin)?;
+        let _under_way = renew::Writing::begin(&self.inner, &intent, write);
         let stripes = pipeline.writing.geometry.stripes();
         let mut rest = Bytes::new();
         for number in 0..stripes {

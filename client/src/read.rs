@@ -35,6 +35,9 @@ const ROUND_PAUSE: Duration = Duration::from_millis(100);
 /// When everything is late the zone is busy, and hedging would make it busier: see [`crate::health::Health::may_hedge`].
 const HEDGE_AGAIN: Duration = Duration::from_millis(50);
 
+/// Targets asked at a time for what is not where it belongs.
+const SEARCH_AT_ONCE: usize = 16;
+
 /// Blocks of one shard.
 #[derive(Debug, Clone)]
 struct Piece {
@@ -81,7 +84,12 @@ pub(crate) struct StripeRead {
     map: Arc<Map>,
     coded: Arc<Coded>,
     stripe: u32,
+    /// By shard: the target that is asked, and those to be asked when it does not have it.
     targets: Vec<TargetId>,
+    elsewhere: Vec<Vec<TargetId>>,
+    /// The targets were given, not found in the map.
+    pinned: bool,
+    searched: bool,
     have: Vec<Vec<Piece>>,
     failures: Vec<Option<Failure>>,
     fetches: FuturesUnordered<BoxFuture<'static, Fetched>>,
@@ -119,21 +127,51 @@ impl StripeRead {
     /// # Errors
     /// [`Error::Unavailable`] when its placement group is not in the map.
     pub(crate) fn new(inner: Arc<Inner>, coded: Arc<Coded>, stripe: u32) -> Result<Self, Error> {
+        let mut read = Self::empty(inner, coded, stripe);
+        read.locate()?;
+        Ok(read)
+    }
+
+    /// Of a stripe whose shards are at these targets and nowhere else, by index.
+    pub(crate) fn at(
+        inner: Arc<Inner>,
+        coded: Arc<Coded>,
+        stripe: u32,
+        holders: impl IntoIterator<Item = Vec<TargetId>>,
+    ) -> Self {
+        let mut read = Self::empty(inner, coded, stripe);
+        read.pinned = true;
+        for (index, holders) in holders.into_iter().enumerate() {
+            let mut holders = holders.into_iter();
+            match holders.next() {
+                Some(first) => read.targets.push(first),
+                None => {
+                    read.targets.push(TargetId::new(0));
+                    read.failures[index] = Some(Failure::Definite("nowhere".to_owned()));
+                }
+            }
+            read.elsewhere.push(holders.collect());
+        }
+        read
+    }
+
+    fn empty(inner: Arc<Inner>, coded: Arc<Coded>, stripe: u32) -> Self {
         let width = coded.geometry.width();
-        let mut read = Self {
+        Self {
             map: inner.map(),
             inner,
             coded,
             stripe,
             targets: Vec::new(),
+            elsewhere: Vec::new(),
+            pinned: false,
+            searched: false,
             have: vec![Vec::new(); width],
             failures: vec![None; width],
             fetches: FuturesUnordered::new(),
             in_flight: Vec::new(),
             object: None,
-        };
-        read.locate()?;
-        Ok(read)
+        }
     }
 
     /// The bytes of all these ranges, proven, from wherever they can be had. Cancel-safe.
@@ -168,9 +206,20 @@ impl StripeRead {
         }
     }
 
-    /// A shard that is not to be read: it is about to be written again.
+    /// A shard that is not to be read where it belongs: it is about to be written there again.
     pub(crate) fn leave_out(&mut self, index: usize) {
-        self.failures[index] = Some(Failure::Definite("left out".to_owned()));
+        if !self.go_elsewhere(index) {
+            self.failures[index] = Some(Failure::Definite("left out".to_owned()));
+        }
+    }
+
+    /// Has a shard asked for where it was before, if that is known and was not asked.
+    fn go_elsewhere(&mut self, index: usize) -> bool {
+        if self.elsewhere[index].is_empty() {
+            return false;
+        }
+        self.targets[index] = self.elsewhere[index].remove(0);
+        true
     }
 
     /// Has the shards that were found bad written again, in the background.
@@ -183,14 +232,37 @@ impl StripeRead {
         }
     }
 
-    /// Finds the stripe's targets in the newest map.
+    /// Finds the stripe's targets in the newest map: of each shard the member of its place, then those that had the place
+    /// before. Where any of them answers reads, the others are not asked.
     fn locate(&mut self) -> Result<(), Error> {
         self.map = self.inner.map();
+        if self.pinned {
+            return Ok(());
+        }
         let Coded { write, geometry, .. } = &*self.coded;
-        let group = self.coded.pg(self.stripe).and_then(|pg| self.map.pg(pg));
-        self.targets = group.and_then(|pg| members(geometry, write, pg)).ok_or_else(|| {
-            Error::unavailable(format!("{}: its placement group is not in the map", self.name()))
-        })?;
+        let pg = self.coded.pg(self.stripe).and_then(|pg| self.map.pg(pg));
+        let found = pg.and_then(|pg| members(geometry, write, pg).map(|targets| (pg, targets)));
+        let Some((pg, targets)) = found else {
+            return Err(Error::unavailable(format!(
+                "{}: its placement group is not in the map",
+                self.name()
+            )));
+        };
+        self.elsewhere = vec![Vec::new(); targets.len()];
+        self.targets = targets;
+        if pg.from.is_empty() {
+            return Ok(());
+        }
+        for index in 0..self.targets.len() {
+            let place = geometry.member(write, index, pg.targets.len());
+            let Some(from) = pg.from.get(&place) else { continue };
+            let all = std::iter::once(&self.targets[index]).chain(from);
+            let mut readable = all.copied().filter(|target| self.map.is_readable(*target));
+            if let Some(first) = readable.next() {
+                self.elsewhere[index] = readable.collect();
+                self.targets[index] = first;
+            }
+        }
         Ok(())
     }
 
@@ -390,8 +462,50 @@ impl StripeRead {
                 self.have[fetched.index].push(Piece { start: fetched.blocks.start, data });
                 self.object = Some(object);
             }
+            Err(_) if self.go_elsewhere(fetched.index) => self.fetch(fetched.index, fetched.blocks),
             Err(failure) => self.failures[fetched.index] = Some(failure),
         }
+    }
+
+    /// Before a stripe is given up: asks every target of the zone for the shards that are not where they belong. Whether
+    /// any was found. It is never needed while the map is right; a stripe is worth the question.
+    async fn search(&mut self) -> bool {
+        let absent: Vec<usize> = (0..self.failures.len())
+            .filter(|index| matches!(self.failures[*index], Some(Failure::Definite(_))))
+            .collect();
+        let ids: Vec<ShardId> = absent
+            .iter()
+            .map(|index| ShardId { write: self.coded.write, stripe: self.stripe, index: *index as u8 })
+            .collect();
+        let targets: Vec<TargetId> = self.map.readable().collect();
+        let mut asked = futures::stream::iter(targets)
+            .map(|target| {
+                let (inner, map, ids) = (self.inner.clone(), self.map.clone(), ids.clone());
+                async move { (target, shard::stat(&inner, &map, target, &ids).await) }
+            })
+            .buffer_unordered(SEARCH_AT_ONCE);
+        let mut found = vec![Vec::new(); absent.len()];
+        while let Some((target, present)) = asked.next().await {
+            for (at, present) in present.unwrap_or_default().into_iter().enumerate() {
+                if present && let Some(found) = found.get_mut(at) {
+                    found.push(target);
+                }
+            }
+        }
+        drop(asked);
+        let mut any = false;
+        for (index, found) in absent.into_iter().zip(found) {
+            let mut found = found.into_iter();
+            if let Some(first) = found.next() {
+                (self.targets[index], self.elsewhere[index]) = (first, found.collect());
+                self.failures[index] = None;
+                any = true;
+            }
+        }
+        if any {
+            tracing::warn!(write = %self.coded.write, stripe = self.stripe, "shards were found where they do not belong");
+        }
+        any
     }
 
     /// After a round in which too few shards could be had: whether another makes sense.
@@ -402,6 +516,9 @@ impl StripeRead {
             .filter(|failure| matches!(failure, Some(Failure::Definite(_) | Failure::Bad(_))))
             .count();
         if gone + self.coded.geometry.data() > self.targets.len() {
+            if !self.pinned && !std::mem::replace(&mut self.searched, true) && self.search().await {
+                return Ok(());
+            }
             metrics::counter!("holdfast_client_stripes_lost_total").increment(1);
             return Err(Error::lost(format!("{}: {}", self.name(), self.why())));
         }

@@ -129,8 +129,8 @@ async fn is_whole(inner: &Inner, coded: &Coded, stripe: u32, index: usize) -> Re
     }
 }
 
-/// Where a shard belongs by the newest map, and what it must be.
-struct Home {
+/// Where a shard belongs, and what it must be.
+pub(crate) struct Home {
     map: Arc<Map>,
     pg: PgId,
     epoch: Epoch,
@@ -139,15 +139,29 @@ struct Home {
 }
 
 impl Home {
+    /// By the newest map.
     fn of(inner: &Inner, coded: &Coded, stripe: u32, index: usize) -> Result<Self, Error> {
         let map = inner.map();
-        let pg = coded
+        let targets = coded
             .pg(stripe)
             .and_then(|pg| map.pg(pg))
-            .ok_or_else(|| Error::unavailable("its group is not in the map"))?;
-        let targets = members(&coded.geometry, &coded.write, pg)
-            .ok_or_else(|| Error::unavailable("its group is too narrow"))?;
-        let (pg, epoch, target) = (pg.id, pg.epoch, targets[index]);
+            .and_then(|pg| members(&coded.geometry, &coded.write, pg))
+            .ok_or_else(|| Error::unavailable("its group is not in the map, or too narrow"))?;
+        Self::at(inner, coded, stripe, index, targets[index])
+    }
+
+    /// On this target.
+    pub(crate) fn at(
+        inner: &Inner,
+        coded: &Coded,
+        stripe: u32,
+        index: usize,
+        target: TargetId,
+    ) -> Result<Self, Error> {
+        let map = inner.map();
+        let pg = coded.pg(stripe).and_then(|pg| map.pg(pg));
+        let pg = pg.ok_or_else(|| Error::unavailable("its group is not in the map"))?;
+        let (pg, epoch) = (pg.id, pg.epoch);
         let length = coded.geometry.shard_bytes(stripe);
         let expected = Expected {
             id: ShardId { write: coded.write, stripe, index: index as u8 },
@@ -165,7 +179,13 @@ impl Home {
     }
 
     /// Stores the shard and reads it back.
-    async fn store(&self, inner: &Inner, coded: &Coded, object: ObjectRef, data: Bytes) -> Result<(), Error> {
+    pub(crate) async fn store(
+        &self,
+        inner: &Inner,
+        coded: &Coded,
+        object: ObjectRef,
+        data: Bytes,
+    ) -> Result<(), Error> {
         let meta = ShardMeta {
             shard: Bytes::copy_from_slice(&self.expected.id.to_bytes()),
             pg: self.pg.get(),

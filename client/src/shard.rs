@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use holdfast_proto::data::shards_client::ShardsClient;
-use holdfast_proto::data::{DeleteShards, GetShard, PutShard, PutShardDone, ShardBlocks, ShardMeta};
+use holdfast_proto::data::{
+    DeleteShards, GetShard, PutShard, PutShardDone, ShardBlocks, ShardMeta, StatShards,
+};
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{Epoch, ShardId, TargetId};
 use holdfast_proto::limits::MESSAGE_BYTES_MAX;
@@ -138,4 +140,17 @@ pub(crate) async fn delete(
 ) -> Result<(), Fault> {
     let mut client = ShardsClient::new(channel(inner, map, target)?);
     within(DELETE_MAX, client.delete(DeleteShards { target: target.get(), shards })).await.map(|_| ())
+}
+
+/// Which of these shards a target has, in order. Cancel-safe.
+pub(crate) async fn stat(
+    inner: &Inner,
+    map: &Map,
+    target: TargetId,
+    shards: &[ShardId],
+) -> Result<Vec<bool>, Fault> {
+    let mut client = ShardsClient::new(channel(inner, map, target)?);
+    let shards = shards.iter().map(|shard| Bytes::copy_from_slice(&shard.to_bytes())).collect();
+    let answer = within(GET_MAX, client.stat(StatShards { target: target.get(), shards })).await?;
+    Ok(answer.into_inner().present)
 }

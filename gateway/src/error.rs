@@ -171,6 +171,7 @@ fn refused(refusal: Refusal, detail: &str) -> S3Error {
         | Refusal::StaleIncarnation
         | Refusal::AlreadyExists
         | Refusal::NotFound
+        | Refusal::InUse
         | Refusal::Malformed => {
             tracing::error!(?refusal, detail, "a refusal that no S3 request should meet");
             refuse(Code::InternalError, "we encountered an internal error, please try again")

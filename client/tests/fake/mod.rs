@@ -385,6 +385,7 @@ impl FakeZone {
                 epoch: 1,
                 targets: (0..width).map(|at| (pg + at) % targets).collect(),
                 class: "STANDARD".into(),
+                moving: Vec::new(),
             });
         }
         let mut meta_nodes = Vec::new();

@@ -97,7 +97,8 @@ fn kind_of(op: &Op) -> GroupKind {
         | Op::SetTargetStates(_)
         | Op::PutPlacement(_)
         | Op::PutGroups(_)
-        | Op::SetNodeState(_) => GroupKind::Zone,
+        | Op::SetNodeState(_)
+        | Op::RemoveTarget(_) => GroupKind::Zone,
     }
 }
 
@@ -154,6 +155,7 @@ fn run<K: Kv>(session: &mut Session<'_, K>, group: GroupId, command: &Command, o
         Op::SetBucketState(op) => session.once(command, |session| session.set_bucket_state(op)),
         Op::SetBucketConfig(op) => session.once(command, |session| session.set_bucket_config(op)),
         Op::DropBucket(op) => session.once(command, |session| session.drop_bucket(op)),
+        Op::RemoveTarget(op) => session.once(command, |session| session.remove_target(op)),
         Op::PutNode(op) => session.once(command, |session| session.put_node(op)),
         Op::PutPlacement(op) => session.once(command, |session| session.put_placement(op)),
     }

@@ -151,6 +151,11 @@ impl<K: Kv> Session<'_, K> {
             Some(Owner::Fenced(_)) => return Ok(Outcome::default()),
             Some(Owner::Renewed(_)) | None => {}
         }
+        if op.begin_hlc != 0 && Hlc::from_u64(op.begin_hlc) < self.hlc.minus_ms(WRITE_AGE_MS_MAX) {
+            // Without the fence its commit is refused as too old.
+            self.retire(place, write, None)?;
+            return Ok(Outcome::default());
+        }
         let owner = WriteOwner { owner: Some(Owner::Fenced(true)), ..WriteOwner::default() };
         row::write(self.kv, key::of_write(key::WRT, place.bucket, place.slot, write), &owner);
         Ok(Outcome::default())

@@ -10,8 +10,8 @@ use holdfast_proto::id::{GroupId, NodeId, RealmId, ZoneId};
 use holdfast_proto::limits::{PARTITIONS_MAX, SLOT_TABLE_LEN, STRIPE_WIDTH_MAX};
 use holdfast_proto::meta::{
     ClusterMap, Group, InitZone, Node, NodeState, Outcome, PlacementGroup, PutGroups, PutNode, PutPlacement,
-    PutTarget, Refusal, SetNodeState, SetTargetStates, SlotTable, StorageClass, Target, TargetState, Zone,
-    outcome,
+    PutTarget, Refusal, RemoveTarget, SetNodeState, SetTargetStates, SlotTable, StorageClass, Target,
+    TargetState, Zone, outcome,
 };
 use prost::Message;
 
@@ -233,7 +233,47 @@ impl<K: Kv> Session<'_, K> {
         if node.state == op.state {
             return Ok(generation(self.state.map_generation));
         }
+        if op.state() == NodeState::NodeRemoved {
+            let id = NodeId::new(op.node);
+            if let Some(target) = rows::<Target>(self.kv, key::TGT)?.iter().find(|row| row.node == op.node) {
+                return refuse(Refusal::InUse, format!("node {id} still has target {}", target.id));
+            }
+            let groups = rows::<Group>(self.kv, key::GRP)?;
+            if let Some(group) = groups.iter().find(|group| group.voters.contains(&op.node)) {
+                return refuse(
+                    Refusal::InUse,
+                    format!("node {id} still votes in group {}", group_name(group)),
+                );
+            }
+        }
         row::write(self.kv, node_key(op.node), &Node { state: op.state, ..node });
+        Ok(self.changed())
+    }
+
+    /// A target that is out is let go though places remember to have been there: whoever says so knows that it is gone.
+    pub(crate) fn remove_target(&mut self, op: &RemoveTarget) -> Step<Outcome> {
+        let key = target_key(op.target);
+        let Some(target) = row::read::<Target>(self.kv, &key)? else {
+            return refuse(Refusal::NotFound, format!("no target {}", op.target));
+        };
+        let pgs = rows::<PlacementGroup>(self.kv, key::PGS)?;
+        let has = pgs.iter().filter(|pg| pg.targets.contains(&op.target)).count();
+        if has > 0 {
+            return refuse(Refusal::InUse, format!("target {} is in {has} placement group(s)", op.target));
+        }
+        let was = |pg: &&PlacementGroup| pg.moving.iter().any(|moving| moving.from.contains(&op.target));
+        let moving = pgs.iter().filter(was).count();
+        if moving > 0 && target.state() != TargetState::TargetOut {
+            let detail = format!("shards of {moving} placement group(s) are still on target {}", op.target);
+            return refuse(Refusal::InUse, detail);
+        }
+        for pg in pgs.iter().filter(was) {
+            let mut pg = pg.clone();
+            pg.moving.iter_mut().for_each(|moving| moving.from.retain(|from| *from != op.target));
+            pg.epoch += 1;
+            row::write(self.kv, key::of_id(key::PGS, &pg.id.to_be_bytes()), &pg);
+        }
+        self.kv.delete(&key);
         Ok(self.changed())
     }
 
@@ -254,7 +294,14 @@ impl<K: Kv> Session<'_, K> {
             {
                 return wire::malformed(format!("placement group {} of {} targets", pg.id, pg.targets.len()));
             }
-            if !distinct.is_subset(&targets) {
+            let moving: BTreeSet<u32> = pg.moving.iter().map(|moving| moving.place).collect();
+            let is_place = |place: &u32| (*place as usize) < pg.targets.len();
+            if moving.len() != pg.moving.len() || !moving.iter().all(is_place) {
+                return wire::malformed(format!("placement group {} moves a place it does not have", pg.id));
+            }
+            let mut named = distinct;
+            named.extend(pg.moving.iter().flat_map(|moving| &moving.from));
+            if !named.is_subset(&targets) {
                 return refuse(
                     Refusal::NotFound,
                     format!("placement group {} names an unknown target", pg.id),
@@ -318,6 +365,10 @@ impl<K: Kv> Session<'_, K> {
         }
         Ok(self.changed())
     }
+}
+
+fn group_name(group: &Group) -> String {
+    GroupId::from_u64(group.id).map_or_else(|_| group.id.to_string(), |id| id.to_string())
 }
 
 fn check_groups(groups: &[Group]) -> Step<()> {

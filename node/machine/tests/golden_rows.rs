@@ -117,7 +117,7 @@ fn partition() -> Machine {
     let open = upload(&mut machine, "open");
     put_part(&mut machine, "open", &open, 7, 13);
     let slot = slot_of(b"stored", 2).get().into();
-    machine.done(Op::FenceWrite(FenceWrite { bucket: bucket_id(), slot, write: id(0xd0, 90) }));
+    machine.done(Op::FenceWrite(FenceWrite { bucket: bucket_id(), slot, write: id(0xd0, 90), begin_hlc: 0 }));
     machine.done(Op::RenewWrite(RenewWrite { bucket: bucket_id(), slot, write: id(0xd0, 91) }));
     for (state, generation) in [(BucketState::BucketActive, 1), (BucketState::BucketDeleting, 2)] {
         let other =
@@ -175,7 +175,13 @@ fn zone() -> Machine {
         small: scheme(1),
         media: "default".into(),
     };
-    let pg = PlacementGroup { id: 1, epoch: 1, targets: vec![2, 1], class: "STANDARD".into() };
+    let pg = PlacementGroup {
+        id: 1,
+        epoch: 1,
+        targets: vec![2, 1],
+        class: "STANDARD".into(),
+        ..PlacementGroup::default()
+    };
     machine.done(Op::PutPlacement(PutPlacement {
         expected_generation: 3,
         classes: vec![class],

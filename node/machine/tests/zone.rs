@@ -7,9 +7,9 @@ mod support;
 use bytes::Bytes;
 use holdfast_proto::id::{GroupId, NodeId, ZoneId};
 use holdfast_proto::meta::{
-    ClusterMap, GetMap, Group, InitZone, Node, NodeState, Outcome, PlacementGroup, PutGroups, PutNode,
-    PutPlacement, PutTarget, Refusal, SetNodeState, SetTargetStates, StorageClass, Target, TargetState,
-    TargetStateChange, answer, command::Op, outcome, query::Of,
+    ClusterMap, GetMap, Group, InitZone, MovingPlace, Node, NodeState, Outcome, PlacementGroup, PutGroups,
+    PutNode, PutPlacement, PutTarget, Refusal, RemoveTarget, SetNodeState, SetTargetStates, StorageClass,
+    Target, TargetState, TargetStateChange, answer, command::Op, outcome, query::Of,
 };
 use holdfast_proto::v1::{Codec, Scheme};
 use support::{Machine, ZONE, id};
@@ -185,6 +185,7 @@ fn placement_is_compared_and_swapped() {
         epoch: 1,
         targets: targets.to_vec(),
         class: "STANDARD".into(),
+        moving: Vec::new(),
     };
     let placement = |generation, pgs: Vec<PlacementGroup>, classes: &[StorageClass]| {
         let classes = classes.to_vec();
@@ -195,6 +196,12 @@ fn placement_is_compared_and_swapped() {
     assert_eq!(machine.refusal(placement(generation - 1, vec![], &classes)), Refusal::StaleGeneration);
     assert_eq!(machine.refusal(placement(generation, vec![pg(1, &[1, 1])], &classes)), Refusal::Malformed);
     assert_eq!(machine.refusal(placement(generation, vec![pg(1, &[1, 9])], &classes)), Refusal::NotFound);
+    let moving = |place, from: &[u32]| PlacementGroup {
+        moving: vec![MovingPlace { place, from: from.to_vec() }],
+        ..pg(1, &[1, 2])
+    };
+    assert_eq!(machine.refusal(placement(generation, vec![moving(2, &[3])], &classes)), Refusal::Malformed);
+    assert_eq!(machine.refusal(placement(generation, vec![moving(1, &[9])], &classes)), Refusal::NotFound);
     assert_eq!(
         machine.refusal(placement(generation, vec![pg(1, &[1, 2])], &[])),
         Refusal::NotFound,
@@ -234,4 +241,51 @@ fn malformed_targets_and_nodes_are_refused() {
     assert_eq!(machine.refusal(put_node(Node::default())), Refusal::Malformed);
     let target = Target { node: number(1), uuid: Bytes::from_static(b"short"), ..Target::default() };
     assert_eq!(machine.refusal(Op::PutTarget(PutTarget { target: Some(target) })), Refusal::Malformed);
+}
+
+#[test]
+fn targets_and_nodes_leave_when_nothing_needs_them() {
+    let mut machine = zone();
+    for uuid in 1..=3 {
+        machine.done(put_target(0, number(1), uuid));
+    }
+    let scheme = Scheme { codec: Codec::Copies.into(), data: 1, parity: 1 };
+    let class = StorageClass { name: "STANDARD".into(), scheme: Some(scheme), ..StorageClass::default() };
+    let placement = |machine: &Machine, targets: &[u32], from: &[u32]| {
+        let moving = MovingPlace { place: 0, from: from.to_vec() };
+        let pg = PlacementGroup {
+            id: 1,
+            epoch: 1,
+            targets: targets.to_vec(),
+            class: "STANDARD".into(),
+            moving: if from.is_empty() { vec![] } else { vec![moving] },
+        };
+        let classes = vec![class.clone()];
+        Op::PutPlacement(PutPlacement {
+            expected_generation: map(machine).generation,
+            classes,
+            pgs: vec![pg],
+        })
+    };
+    let remove = |target| Op::RemoveTarget(RemoveTarget { target });
+    let set = |target, state: TargetState| {
+        let changes = vec![TargetStateChange { target, state: state.into() }];
+        Op::SetTargetStates(SetTargetStates { changes })
+    };
+    let removed = Op::SetNodeState(SetNodeState { node: number(1), state: NodeState::NodeRemoved.into() });
+    assert_eq!(machine.refusal(remove(9)), Refusal::NotFound);
+    machine.done(placement(&machine, &[1, 2], &[]));
+    assert_eq!(machine.refusal(remove(1)), Refusal::InUse);
+    assert_eq!(machine.refusal(removed.clone()), Refusal::InUse);
+    machine.done(placement(&machine, &[3, 2], &[1]));
+    machine.done(set(1, TargetState::TargetDraining));
+    assert_eq!(machine.refusal(remove(1)), Refusal::InUse, "its shards are still there");
+    machine.done(set(1, TargetState::TargetOut));
+    machine.done(remove(1));
+    let left = map(&machine);
+    assert_eq!((left.targets.len(), left.pgs[0].moving[0].from.len(), left.pgs[0].epoch), (2, 0, 2));
+    assert_eq!(machine.refusal(remove(1)), Refusal::NotFound);
+    // The same disk comes back as another target.
+    machine.done(put_target(0, number(1), 1));
+    assert_eq!(map(&machine).targets.iter().map(|target| target.id).max(), Some(4));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_proto::admin::StatusResponse;
+use holdfast_proto::admin::{LostStripe, RepairStatus, StatusResponse};
 use holdfast_proto::id::{AccountId, BucketId, GroupId, NodeId, RealmId};
 use holdfast_proto::meta::{BucketState, ClusterMap, TargetReport, TargetState, Versioning};
 use holdfast_proto::v1::{Codec, Scheme};
@@ -34,6 +34,7 @@ pub(super) async fn status(zone: &ZoneArgs) -> anyhow::Result<()> {
             "pgs": map.pgs.len(),
             "missed_writes": status.missed_writes,
             "garbage_writes": status.garbage_writes,
+            "repair": repair_json(status.repair.as_ref()),
             "corrupt_blocks": reports(&status).values().map(|report| report.corrupt_blocks).sum::<u64>(),
         }));
     }
@@ -70,7 +71,69 @@ pub(super) async fn status(zone: &ZoneArgs) -> anyhow::Result<()> {
         status.missed_writes,
         status.garbage_writes,
     );
+    text += &repair_text(status.repair.as_ref());
     output::line(&text)
+}
+
+fn repair_json(repair: Option<&RepairStatus>) -> Value {
+    let Some(repair) = repair else { return Value::Null };
+    let lost = |lost: &LostStripe| {
+        json!({
+            "bucket": lost.bucket,
+            "key": String::from_utf8_lossy(&lost.key),
+            "write": hex::encode(&lost.write),
+            "stripe": lost.stripe,
+            "alive": lost.alive,
+            "needed": lost.needed,
+        })
+    };
+    json!({
+        "running": repair.running,
+        "settled": repair.settled,
+        "shards_seen": repair.shards_seen,
+        "shards_total": repair.shards_total,
+        "brought_shards": repair.brought_shards,
+        "brought_bytes": repair.brought_bytes,
+        "waiting_stripes": repair.waiting_stripes,
+        "trouble": repair.trouble,
+        "lost": repair.lost.iter().map(lost).collect::<Vec<_>>(),
+    })
+}
+
+/// Keys of which something is lost, shown on the screen; `--json` has more.
+const LOST_SHOWN: usize = 10;
+
+fn repair_text(repair: Option<&RepairStatus>) -> String {
+    let Some(repair) = repair else { return String::new() };
+    let mut text = format!(
+        "\nrepair: {}; {} of {} shards looked at; {} shard(s), {} brought",
+        match (repair.running, repair.settled) {
+            (true, _) => "running",
+            (false, true) => "everything is in its place",
+            (false, false) => "resting",
+        },
+        repair.shards_seen,
+        repair.shards_total.max(repair.shards_seen),
+        repair.brought_shards,
+        output::bytes(repair.brought_bytes),
+    );
+    if repair.waiting_stripes > 0 {
+        text += &format!("; {} stripe(s) wait", repair.waiting_stripes);
+    }
+    for lost in repair.lost.iter().take(LOST_SHOWN) {
+        text += &format!(
+            "\nlost: {}/{}: {} of {} shards that stripe {} needs",
+            lost.bucket,
+            lost.key.escape_ascii(),
+            lost.alive,
+            lost.needed,
+            lost.stripe,
+        );
+    }
+    if repair.lost.len() > LOST_SHOWN {
+        text += &format!("\nand {} more", repair.lost.len() - LOST_SHOWN);
+    }
+    text
 }
 
 /// `holdfast node list`
@@ -105,7 +168,10 @@ pub(super) async fn pgs(zone: &ZoneArgs) -> anyhow::Result<()> {
             .iter()
             .map(|pg| {
                 let up: Vec<u32> = pg.targets.iter().copied().filter(|id| up(id)).collect();
-                json!({"id": pg.id, "epoch": pg.epoch, "class": pg.class, "targets": pg.targets, "up": up})
+                json!({
+                    "id": pg.id, "epoch": pg.epoch, "class": pg.class, "targets": pg.targets, "up": up,
+                    "moving": pg.moving.iter().map(|at| json!({"place": at.place, "from": at.from})).collect::<Vec<_>>(),
+                })
             })
             .collect();
         return output::json(&Value::Array(rows));
@@ -188,7 +254,7 @@ fn node_name(id: u64) -> String {
     if id == 0 { "none".to_owned() } else { NodeId::new(id).to_string() }
 }
 
-fn scheme(scheme: Option<Scheme>) -> String {
+pub(super) fn scheme(scheme: Option<Scheme>) -> String {
     match scheme {
         Some(scheme) if scheme.codec() == Codec::Copies => format!("{} copies", scheme.data + scheme.parity),
         Some(scheme) => format!("{}+{}", scheme.data, scheme.parity),

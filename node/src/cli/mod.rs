@@ -3,7 +3,9 @@
 //! Exit codes: 0 success, 1 failure, 2 bad usage or configuration. Standard output carries answers only; logs and
 //! progress go to standard error.
 
+mod change;
 mod inspect;
+mod object;
 mod output;
 pub(crate) mod serve;
 mod target_zone;
@@ -40,16 +42,19 @@ enum Command {
     Status(ZoneArgs),
     /// Nodes of the zone
     #[command(subcommand)]
-    Node(ListCommand),
+    Node(change::NodeCommand),
     /// Targets (disks) of the zone
     #[command(subcommand)]
-    Target(ListCommand),
+    Target(change::TargetCommand),
     /// Placement groups of the zone
     #[command(subcommand)]
     Pg(ListCommand),
     /// Buckets of the realm
     #[command(subcommand)]
     Bucket(ListCommand),
+    /// Objects, as the zone stores them
+    #[command(subcommand)]
+    Object(object::ObjectCommand),
     /// Configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -127,10 +132,11 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Server(args) => serve::server(&args.config, args.parent),
         Command::Zone(ZoneCommand::Init(args)) => init(&args),
         Command::Status(zone) => block_on(inspect::status(&zone)),
-        Command::Node(ListCommand::List(zone)) => block_on(inspect::nodes(&zone)),
-        Command::Target(ListCommand::List(zone)) => block_on(inspect::targets(&zone)),
+        Command::Node(command) => block_on(change::node(command)),
+        Command::Target(command) => block_on(change::target(command)),
         Command::Pg(ListCommand::List(zone)) => block_on(inspect::pgs(&zone)),
         Command::Bucket(ListCommand::List(zone)) => block_on(inspect::buckets(&zone)),
+        Command::Object(object::ObjectCommand::Stat(args)) => block_on(object::stat(&args)),
         Command::Config(ConfigCommand::Check { config }) => {
             let checked = config::load(&config)?;
             output::line(&format!("{}: good; roles: {}", config.display(), checked.roles().join(", ")))

@@ -79,8 +79,14 @@ section!(
         scheme: Option<SchemeText> = None,
         /// Silence after which a node's targets are down.
         down_after: Span = Span::secs(15),
+        /// Silence after which what they held is rebuilt on others.
+        out_after: Span = Span::secs(600),
         /// How long freed bodies stay readable for requests already under way.
         garbage_grace: Span = Span::secs(3600),
+        /// What was written and never committed is deleted once it is this old.
+        orphan_after: Span = Span::secs(24 * 3600),
+        /// Repair brings no more than this in a second, bytes.
+        repair_bytes_per_second: Size = Size::mib(100),
         /// Memory for cached metadata rows and blocks.
         cache_bytes: Size = Size::mib(64),
         /// Raft: leader's beat.
@@ -121,6 +127,8 @@ section!(
         listen: String = "127.0.0.1:9000".to_owned(),
         /// Host names whose subdomains are buckets (virtual-host style).
         domains: Vec<String> = Vec::new(),
+        /// How often a write that takes long says that it is under way: less than half of the meta nodes' `orphan_after`.
+        renew_every: Span = Span::secs(3600),
         /// Object bytes in memory at one time, over all requests: 6 MiB for each large one.
         inflight_bytes: Size = Size::mib(512),
         /// PEM certificate chain; with `tls_key`, S3 is served over TLS.

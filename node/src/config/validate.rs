@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use holdfast_proto::limits;
 
-use super::{Config, ConfigFault, DataConfig, GatewaySection, MetaConfig, NodeConfig};
+use super::{Config, ConfigFault, DataConfig, GatewaySection, MetaConfig, NodeConfig, Size};
 
 /// Adds every fault of `config` to `faults`.
 pub(super) fn validate(config: &Config, faults: &mut Vec<ConfigFault>) {
@@ -96,6 +96,15 @@ impl Check<'_> {
             } else if scheme.data.saturating_add(scheme.parity) > limits::STRIPE_WIDTH_MAX as u32 {
                 self.fault("meta.scheme", format!("at most {} shards together", limits::STRIPE_WIDTH_MAX));
             }
+        }
+        if meta.out_after.get() <= meta.down_after.get() {
+            self.fault("meta.out_after", "longer than meta.down_after");
+        }
+        if meta.orphan_after.get() < Duration::from_secs(1) {
+            self.fault("meta.orphan_after", "at least 1s; longer than twice the gateways' renew_every");
+        }
+        if meta.repair_bytes_per_second < Size::mib(1) {
+            self.fault("meta.repair_bytes_per_second", "at least 1MiB: repair would never end");
         }
         if meta.down_after.get() < Duration::from_secs(3) {
             self.fault("meta.down_after", "at least 3s: nodes beat once a second");

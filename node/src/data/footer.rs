@@ -1,23 +1,26 @@
 //! The index at the end of a sealed segment: a footer record with one entry for each shard and tombstone, in log order,
 //! and a trailer in the segment's last bytes that says where it is. Both are hashed; a segment without a proven trailer
-//! and footer is scanned instead.
+//! and footer is scanned instead, and so is one whose footer is of the kind that named no layouts.
 
 use std::io;
 
 use holdfast_proto::id::ShardId;
 
 use super::record::{
-    Entry, FOOTER_BYTES_MAX, HEADER_BYTES, Header, Kind, Position, RecordKey, Tombstone, u32_at, u64_at,
+    Entry, FOOTER_BYTES_MAX, HEADER_BYTES, Header, Kind, Layout, Position, RecordKey, Tombstone, u32_at,
+    u64_at,
 };
 use crate::env::DiskFile;
 
 /// Bytes of one entry.
-pub(super) const ENTRY_BYTES: usize = 1 + ShardId::LEN + 16;
+pub(super) const ENTRY_BYTES: usize = LAYOUT_AT + Layout::LEN;
 /// Bytes of the trailer: the last of the segment.
 pub(super) const TRAILER_BYTES: usize = 64;
 /// Entries after which a segment is sealed however small it is: bounds the footer and the memory that collects it.
 pub(super) const ENTRIES_MAX: usize = 1 << 18;
 
+/// Where in an entry the layout is.
+const LAYOUT_AT: usize = 1 + ShardId::LEN + 16;
 const TRAILER_MAGIC: [u8; 8] = *b"HFSEGEND";
 const TRAILER_HASHED: usize = 32;
 
@@ -51,12 +54,14 @@ pub(super) fn encode_entries(entries: &[LogEntry]) -> Vec<u8> {
                 out.extend_from_slice(&entry.at.offset.to_be_bytes());
                 out.extend_from_slice(&entry.meta_len.to_be_bytes());
                 out.extend_from_slice(&entry.length.to_be_bytes());
+                out.extend_from_slice(&entry.layout.encode());
             }
             LogEntry::Dead(tombstone) => {
                 out.push(Kind::Tombstones as u8);
                 out.extend_from_slice(&tombstone.shard.to_bytes());
                 out.extend_from_slice(&tombstone.before.segment.to_be_bytes());
                 out.extend_from_slice(&tombstone.before.offset.to_be_bytes());
+                out.extend_from_slice(&[0; Layout::LEN]);
             }
         }
     }
@@ -73,11 +78,13 @@ fn decode_entries(meta: &[u8], segment: u64) -> Option<Vec<LogEntry>> {
             let rest = &chunk[1 + ShardId::LEN..];
             match chunk[0] {
                 kind if kind == Kind::Shard as u8 => {
-                    let at = Position::new(segment, u64_at(rest, 0));
-                    Some(LogEntry::Live(
-                        shard,
-                        Entry { at, meta_len: u32_at(rest, 8), length: u32_at(rest, 12) },
-                    ))
+                    let entry = Entry {
+                        at: Position::new(segment, u64_at(rest, 0)),
+                        meta_len: u32_at(rest, 8),
+                        length: u32_at(rest, 12),
+                        layout: Layout::decode(&chunk[LAYOUT_AT..]),
+                    };
+                    Some(LogEntry::Live(shard, entry))
                 }
                 kind if kind == Kind::Tombstones as u8 => Some(LogEntry::Dead(Tombstone {
                     shard,
@@ -101,26 +108,37 @@ pub(super) fn encode_trailer(key: &RecordKey, footer: Position, meta_len: u32) -
     out
 }
 
-/// The entries of segment `number`, when it is sealed and its footer is proven.
+/// What the end of a segment says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Seal {
+    /// The segment is sealed, and this is all that it says.
+    Listed(Vec<LogEntry>),
+    /// It is sealed with a whole footer of the old kind: a scan finds what it says.
+    Bare,
+    /// It is not sealed, or its footer is damaged.
+    Unproven,
+}
+
+/// The end of segment `number`.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub(super) fn read_footer(
-    file: &dyn DiskFile,
-    number: u64,
-    key: &RecordKey,
-) -> io::Result<Option<Vec<LogEntry>>> {
-    let Some((at, meta_len)) = read_trailer(file, number, key)? else { return Ok(None) };
+pub(super) fn read_footer(file: &dyn DiskFile, number: u64, key: &RecordKey) -> io::Result<Seal> {
+    let Some((at, meta_len)) = read_trailer(file, number, key)? else { return Ok(Seal::Unproven) };
     let mut bytes = Vec::new();
     let want = HEADER_BYTES + meta_len as usize;
     if file.read_at(&mut bytes, want, at.offset)? != want {
-        return Ok(None);
+        return Ok(Seal::Unproven);
     }
     let (header, meta) = bytes.split_at(HEADER_BYTES);
-    let proven = Header::parse(header, at)
-        .is_some_and(|parsed| parsed.kind == Kind::Footer && parsed.meta_len == meta_len)
-        && Header::is_proven(header, meta, key);
-    Ok(if proven { decode_entries(meta, number) } else { None })
+    let kind = Header::parse(header, at)
+        .filter(|parsed| parsed.meta_len == meta_len && Header::is_proven(header, meta, key))
+        .map(|parsed| parsed.kind);
+    Ok(match kind {
+        Some(Kind::Footer) => decode_entries(meta, number).map_or(Seal::Unproven, Seal::Listed),
+        Some(Kind::BareFooter) => Seal::Bare,
+        _ => Seal::Unproven,
+    })
 }
 
 /// Where the footer of segment `number` is and how long its meta; `None` when the segment has no proven trailer.

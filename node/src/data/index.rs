@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use holdfast_proto::id::ShardId;
 
-use super::record::{Entry, Position, u32_at, u64_at};
+use super::record::{Entry, Layout, Position, u32_at, u64_at};
 
 /// The index failed, or panicked inside. It is rebuilt from the segments.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +72,11 @@ pub(super) trait IndexHome: Send + Sync + fmt::Debug {
     fn wipe(&self) -> io::Result<()>;
 }
 
-const ENTRY_BYTES: usize = 24;
-const CHECKPOINT_BYTES: usize = 32;
+const LAYOUT_AT: usize = 24;
+const ENTRY_BYTES: usize = LAYOUT_AT + Layout::LEN;
+const CHECKPOINT_BYTES: usize = 33;
+/// Of the rows, told by the checkpoint: an index with rows of another form is rebuilt when the target opens.
+const FORMAT: u8 = 2;
 
 /// A row's value.
 pub(super) fn encode_entry(entry: &Entry) -> [u8; ENTRY_BYTES] {
@@ -81,7 +84,8 @@ pub(super) fn encode_entry(entry: &Entry) -> [u8; ENTRY_BYTES] {
     out[..8].copy_from_slice(&entry.at.segment.to_be_bytes());
     out[8..16].copy_from_slice(&entry.at.offset.to_be_bytes());
     out[16..20].copy_from_slice(&entry.meta_len.to_be_bytes());
-    out[20..].copy_from_slice(&entry.length.to_be_bytes());
+    out[20..24].copy_from_slice(&entry.length.to_be_bytes());
+    out[LAYOUT_AT..].copy_from_slice(&entry.layout.encode());
     out
 }
 
@@ -91,7 +95,8 @@ pub(super) fn decode_entry(bytes: &[u8]) -> Result<Entry, IndexError> {
         return Err(IndexError(format!("a row of {} bytes", bytes.len())));
     }
     let at = Position::new(u64_at(bytes, 0), u64_at(bytes, 8));
-    Ok(Entry { at, meta_len: u32_at(bytes, 16), length: u32_at(bytes, 20) })
+    let layout = Layout::decode(&bytes[LAYOUT_AT..]);
+    Ok(Entry { at, meta_len: u32_at(bytes, 16), length: u32_at(bytes, 20), layout })
 }
 
 /// A checkpoint's value.
@@ -100,13 +105,14 @@ pub(super) fn encode_checkpoint(checkpoint: &Checkpoint) -> [u8; CHECKPOINT_BYTE
     out[..8].copy_from_slice(&checkpoint.covered.segment.to_be_bytes());
     out[8..16].copy_from_slice(&checkpoint.covered.offset.to_be_bytes());
     out[16..24].copy_from_slice(&checkpoint.totals.shards.to_be_bytes());
-    out[24..].copy_from_slice(&checkpoint.totals.bytes.to_be_bytes());
+    out[24..32].copy_from_slice(&checkpoint.totals.bytes.to_be_bytes());
+    out[32] = FORMAT;
     out
 }
 
 /// From a checkpoint's value.
 pub(super) fn decode_checkpoint(bytes: &[u8]) -> Result<Checkpoint, IndexError> {
-    if bytes.len() != CHECKPOINT_BYTES {
+    if bytes.len() != CHECKPOINT_BYTES || bytes[32] != FORMAT {
         return Err(IndexError(format!("a checkpoint of {} bytes", bytes.len())));
     }
     Ok(Checkpoint {

@@ -8,7 +8,7 @@ use super::index::{
     Checkpoint, IndexHome, Totals, decode_checkpoint, decode_entry, encode_checkpoint, encode_entry,
 };
 use super::mem_index::{Call, MemHome};
-use super::record::{Entry, Position};
+use super::record::{Entry, Layout, Position};
 use super::sim_disk::{On, Trouble};
 use super::sled_index::SledHome;
 use super::target::{Target, TargetConfig};
@@ -16,7 +16,8 @@ use super::testing::{Machine, REALM, open_real, recovered, shard, shard_id, unti
 use crate::env::Disk;
 
 fn entry(offset: u64) -> Entry {
-    Entry { at: Position::new(3, offset), meta_len: 200, length: 4096 }
+    let layout = Layout::of_stored(&shard(1, 0).0);
+    Entry { at: Position::new(3, offset), meta_len: 200, length: 4096, layout }
 }
 
 fn contract(home: &dyn IndexHome) {
@@ -66,6 +67,9 @@ fn rows_of_the_index_read_back_and_others_are_refused() {
     assert_eq!(decode_checkpoint(&encode_checkpoint(&checkpoint)).unwrap(), checkpoint);
     assert!(decode_entry(b"short").is_err());
     assert!(decode_checkpoint(b"short").is_err());
+    // As they once were.
+    assert!(decode_entry(&encode_entry(&entry(7))[..24]).is_err());
+    assert!(decode_checkpoint(&encode_checkpoint(&checkpoint)[..32]).is_err());
 }
 
 #[tokio::test]

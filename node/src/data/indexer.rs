@@ -13,7 +13,7 @@ use holdfast_proto::error::Fault;
 use holdfast_proto::v1::FaultKind;
 use tokio_util::sync::CancellationToken;
 
-use super::footer::{LogEntry, read_footer};
+use super::footer::{LogEntry, Seal, read_footer};
 use super::index::{Checkpoint, IndexError, ShardIndex, Totals};
 use super::overlay::{Changes, Work};
 use super::record::{BATCH_ALIGN, Entry, Position};
@@ -214,12 +214,15 @@ fn rebuild(shared: &Shared, cancel: &CancellationToken) -> Result<Checkpoint, Re
 /// sealed meanwhile.
 pub(super) fn segment_entries(shared: &Shared, number: u64, active: u64) -> io::Result<Vec<LogEntry>> {
     let file = shared.reader.file(number)?;
-    if let Some(entries) = read_footer(&*file, number, &shared.home.key)? {
+    let seal = read_footer(&*file, number, &shared.home.key)?;
+    if let Seal::Listed(entries) = seal {
         return Ok(entries);
     }
     let scanned = scan(&*file, number, &shared.home.key, u64::MAX)?;
+    if seal == Seal::Bare {
+        shared.count_damage(scanned.damaged);
     // What is wrong with the active one was counted when it was opened.
-    if number < active {
+    } else if number < active {
         tracing::error!(
             segment = number,
             holes = scanned.damaged,

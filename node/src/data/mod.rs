@@ -42,6 +42,8 @@ mod format_test;
 #[cfg(test)]
 mod index_test;
 #[cfg(test)]
+mod list_test;
+#[cfg(test)]
 mod model_test;
 #[cfg(test)]
 mod scan_test;

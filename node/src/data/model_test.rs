@@ -161,8 +161,11 @@ impl Run {
             assert_eq!(is_there(&self.target, *number).await, *state == Some(true), "shard {number}");
         }
         let page = self.target.list(None, 1000).await.unwrap();
-        let listed: Vec<_> =
-            page.shards.iter().map(|meta| ShardId::from_slice(&meta.shard).unwrap()).collect();
+        let mut listed = Vec::new();
+        for row in page.shards {
+            assert_eq!((row.pg, row.scheme), (7, shard(0, 0).0.scheme));
+            listed.push(ShardId::from_slice(&row.shard).unwrap());
+        }
         let mut expected: Vec<_> = self
             .model
             .iter()

@@ -16,7 +16,7 @@ use holdfast_proto::error::Fault;
 use holdfast_proto::v1::FaultKind;
 
 use super::directory::Directory;
-use super::footer::{LogEntry, read_footer};
+use super::footer::{LogEntry, Seal, read_footer};
 use super::index::{Checkpoint, IndexError, IndexHome, ShardIndex};
 use super::indexer::{apply, give_back, segment_entries};
 use super::overlay::Overlay;
@@ -156,7 +156,7 @@ impl Tail {
         file.sync()?;
         file.drop_cache()?;
         home.disk.sync_dir(&home.dir)?;
-        if read_footer(&*file, last, &home.key)?.is_some() {
+        if read_footer(&*file, last, &home.key)? != Seal::Unproven {
             return Ok(fresh(last + 1));
         }
         let synced = if covered.segment == last { covered.offset } else { 0 };

@@ -239,6 +239,7 @@ impl Overlay {
 mod tests {
     use holdfast_proto::id::WriteId;
 
+    use super::super::record::Layout;
     use super::*;
 
     fn shard(index: u8) -> ShardId {
@@ -246,7 +247,7 @@ mod tests {
     }
 
     fn entry(offset: u64) -> Entry {
-        Entry { at: Position::new(1, offset), meta_len: 1, length: 1 }
+        Entry { at: Position::new(1, offset), meta_len: 1, length: 1, layout: Layout::default() }
     }
 
     #[test]

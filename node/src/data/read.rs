@@ -14,7 +14,7 @@ use holdfast_proto::id::ShardId;
 use holdfast_proto::limits::{BLOCK_BYTES, SHARD_BYTES_MAX};
 use prost::Message;
 
-use super::record::{Entry, HEADER_BYTES, Header, Kind, RecordKey};
+use super::record::{Entry, HEADER_BYTES, Header, RecordKey};
 use super::segment::segment_path;
 use crate::env::{Access, Disk, DiskFile};
 
@@ -124,9 +124,8 @@ impl Reader {
 
     fn prove(&self, shard: ShardId, entry: Entry, head: &[u8]) -> Result<ShardMeta, ReadError> {
         let (fixed, meta) = head.split_at(HEADER_BYTES);
-        let proven = Header::parse(fixed, entry.at).is_some_and(|header| {
-            header.kind == Kind::Shard && header.entry() == entry && Header::is_proven(fixed, meta, &self.key)
-        });
+        let proven = Header::parse(fixed, entry.at)
+            .is_some_and(|header| header.is_of(&entry) && Header::is_proven(fixed, meta, &self.key));
         if !proven {
             return Err(ReadError::Header(entry));
         }

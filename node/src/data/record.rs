@@ -3,7 +3,9 @@
 //! A record says in its own header where it lies, so bytes that survive from elsewhere are never taken for one, and
 //! its hash is keyed by the target's uuid, so a stored body cannot contain what a scan would take for a record.
 
+use holdfast_proto::data::ShardMeta;
 use holdfast_proto::id::{RealmId, ShardId};
+use holdfast_proto::v1::Scheme;
 
 use crate::env::DIRECT_ALIGN;
 
@@ -43,7 +45,57 @@ impl Position {
     }
 }
 
-/// Where a shard is and what must be read for it.
+/// Where a shard belongs: its placement group, and how its stripe is spread. A copy of what its record's meta says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Layout {
+    pg: u32,
+    codec: u8,
+    data: u8,
+    parity: u8,
+}
+
+impl Layout {
+    /// Bytes of [`Self::encode`].
+    pub(super) const LEN: usize = 7;
+
+    /// Of a shard that is to be stored; `None` when its scheme does not fit.
+    pub(super) fn of(meta: &ShardMeta) -> Option<Self> {
+        let scheme = meta.scheme.as_ref()?;
+        Some(Self {
+            pg: meta.pg,
+            codec: scheme.codec.try_into().ok()?,
+            data: scheme.data.try_into().ok()?,
+            parity: scheme.parity.try_into().ok()?,
+        })
+    }
+
+    /// Of a shard that is stored: a scheme that does not fit is not known, which costs it nothing else.
+    pub(super) fn of_stored(meta: &ShardMeta) -> Self {
+        Self::of(meta).unwrap_or(Self { pg: meta.pg, ..Self::default() })
+    }
+
+    pub(super) fn pg(&self) -> u32 {
+        self.pg
+    }
+
+    /// `None` when it is not known.
+    pub(super) fn scheme(&self) -> Option<Scheme> {
+        let (codec, data, parity) = (self.codec.into(), self.data.into(), self.parity.into());
+        if self.data == 0 { None } else { Some(Scheme { codec, data, parity }) }
+    }
+
+    pub(super) fn encode(&self) -> [u8; Self::LEN] {
+        let [a, b, c, d] = self.pg.to_be_bytes();
+        [a, b, c, d, self.codec, self.data, self.parity]
+    }
+
+    /// From the first bytes of `bytes`, which the caller has bounded.
+    pub(super) fn decode(bytes: &[u8]) -> Self {
+        Self { pg: u32_at(bytes, 0), codec: bytes[4], data: bytes[5], parity: bytes[6] }
+    }
+}
+
+/// Where a shard is, what must be read for it, and where it belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
     /// Of the record.
@@ -52,6 +104,7 @@ pub(super) struct Entry {
     pub(super) meta_len: u32,
     /// Bytes of the shard's data.
     pub(super) length: u32,
+    pub(super) layout: Layout,
 }
 
 impl Entry {
@@ -76,8 +129,11 @@ pub(super) enum Kind {
     Shard = 1,
     /// Meta: [`Tombstone`]s. No payload.
     Tombstones = 2,
+    /// Meta: the segment's entries without their layouts, as they were once written. No payload. Seals the segment, which
+    /// has to be scanned.
+    BareFooter = 3,
     /// Meta: the segment's entries. No payload. Seals the segment.
-    Footer = 3,
+    Footer = 4,
 }
 
 impl Kind {
@@ -85,7 +141,8 @@ impl Kind {
         match byte {
             1 => Some(Self::Shard),
             2 => Some(Self::Tombstones),
-            3 => Some(Self::Footer),
+            3 => Some(Self::BareFooter),
+            4 => Some(Self::Footer),
             _ => None,
         }
     }
@@ -93,8 +150,13 @@ impl Kind {
     fn meta_bytes_max(self) -> usize {
         match self {
             Self::Shard | Self::Tombstones => META_BYTES_MAX,
-            Self::Footer => FOOTER_BYTES_MAX,
+            Self::BareFooter | Self::Footer => FOOTER_BYTES_MAX,
         }
+    }
+
+    /// Whether a segment ends with it.
+    pub(super) fn seals(self) -> bool {
+        matches!(self, Self::BareFooter | Self::Footer)
     }
 }
 
@@ -222,9 +284,14 @@ impl Header {
         if self.last_of_batch { self.end().next_multiple_of(BATCH_ALIGN) } else { self.end() }
     }
 
-    /// Of a shard record.
-    pub(super) fn entry(&self) -> Entry {
-        Entry { at: self.at, meta_len: self.meta_len, length: self.payload_len }
+    /// Of the record of a shard with this layout.
+    pub(super) fn entry(&self, layout: Layout) -> Entry {
+        Entry { at: self.at, meta_len: self.meta_len, length: self.payload_len, layout }
+    }
+
+    /// Whether this is the record that `entry` names.
+    pub(super) fn is_of(&self, entry: &Entry) -> bool {
+        self.kind == Kind::Shard && *entry == self.entry(entry.layout)
     }
 }
 

@@ -16,7 +16,7 @@ use prost::Message;
 use super::footer::{LogEntry, read_trailer};
 use super::read::bad_blocks;
 use super::record::{
-    BATCH_ALIGN, HEADER_BYTES, Header, Kind, Position, RECORD_ALIGN, RecordKey, decode_tombstones,
+    BATCH_ALIGN, HEADER_BYTES, Header, Kind, Layout, Position, RECORD_ALIGN, RecordKey, decode_tombstones,
 };
 use crate::env::DiskFile;
 
@@ -51,7 +51,7 @@ pub(super) fn scan(file: &dyn DiskFile, number: u64, key: &RecordKey, synced: u6
     while at < len {
         if let Some(record) = window.record(Position::new(number, at), key)? {
             at = record.header.next();
-            sealed = record.header.kind == Kind::Footer;
+            sealed = record.header.kind.seals();
             found.push(record);
             if sealed {
                 break;
@@ -94,7 +94,7 @@ fn torn_batch(
     let Some(newest) = newest else { return Ok(None) };
     let ended = sealed_whole
         || last.is_some_and(|record| {
-            record.header.kind != Kind::Footer && record.header.last_of_batch && record.header.batch == newest
+            !record.header.kind.seals() && record.header.last_of_batch && record.header.batch == newest
         });
     if gaps.contains(&newest) || !ended {
         return Ok(Some(newest));
@@ -205,9 +205,10 @@ fn entries_of(header: &Header, meta: &[u8]) -> Option<Vec<LogEntry>> {
     match header.kind {
         Kind::Shard => {
             let meta = ShardMeta::decode(meta).ok()?;
-            Some(vec![LogEntry::Live(ShardId::from_slice(&meta.shard).ok()?, header.entry())])
+            let entry = header.entry(Layout::of_stored(&meta));
+            Some(vec![LogEntry::Live(ShardId::from_slice(&meta.shard).ok()?, entry)])
         }
         Kind::Tombstones => Some(decode_tombstones(meta)?.into_iter().map(LogEntry::Dead).collect()),
-        Kind::Footer => Some(Vec::new()),
+        Kind::BareFooter | Kind::Footer => Some(Vec::new()),
     }
 }

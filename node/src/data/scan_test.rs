@@ -7,7 +7,7 @@ use holdfast_proto::v1::FaultKind;
 
 use super::footer::LogEntry;
 use super::mem_index::Call;
-use super::record::{BATCH_ALIGN, Position, RecordKey};
+use super::record::{BATCH_ALIGN, Layout, Position, RecordKey};
 use super::scan::scan;
 use super::segment::{ActiveSegment, Batch, SegmentHome, segment_path};
 use super::sim_disk::SimDisk;
@@ -29,8 +29,8 @@ fn a_torn_batch_is_torn_unless_only_a_dead_payload_is_missing() {
     let mut batch = Batch::new(1 << 20);
     let push = |batch: &mut Batch, number: u32, length: usize| {
         let (meta, data) = shard(number, length);
-        let meta = prost::Message::encode_to_vec(&meta);
-        batch.push_shard(&home.key, shard_id(number), &meta, &data)
+        let bytes = prost::Message::encode_to_vec(&meta);
+        batch.push_shard(&home.key, shard_id(number), Layout::of_stored(&meta), &bytes, &data)
     };
     batch.restart(segment.end());
     push(&mut batch, 9, 5000);

@@ -17,7 +17,7 @@ use holdfast_proto::id::{RealmId, ShardId};
 use super::aligned::{AlignedBuf, align_up};
 use super::footer::{ENTRIES_MAX, LogEntry, TRAILER_BYTES, encode_entries, encode_trailer};
 use super::record::{
-    BATCH_ALIGN, Entry, HEADER_BYTES, Header, Kind, Position, RECORD_ALIGN, RecordKey, Tombstone,
+    BATCH_ALIGN, Entry, HEADER_BYTES, Header, Kind, Layout, Position, RECORD_ALIGN, RecordKey, Tombstone,
     encode_segment_header, encode_tombstones,
 };
 use crate::env::{Access, Disk, DiskFile};
@@ -211,8 +211,15 @@ impl Batch {
     }
 
     /// Appends a shard; returns where it will be.
-    pub(super) fn push_shard(&mut self, key: &RecordKey, shard: ShardId, meta: &[u8], data: &[u8]) -> Entry {
-        let entry = self.push(key, Kind::Shard, meta, data).entry();
+    pub(super) fn push_shard(
+        &mut self,
+        key: &RecordKey,
+        shard: ShardId,
+        layout: Layout,
+        meta: &[u8],
+        data: &[u8],
+    ) -> Entry {
+        let entry = self.push(key, Kind::Shard, meta, data).entry(layout);
         self.entries.push(LogEntry::Live(shard, entry));
         entry
     }

@@ -1,7 +1,7 @@
 //! The gRPC service `Shards` over the targets of a node.
 //!
-//! Placement-group epochs are accepted as they come: chunks are immutable and carry none, so the fence matters only
-//! once repair moves groups.
+//! Placement-group epochs are accepted as they come: a shard at a former member is found there by readers, and moved by
+//! repair (docs/decisions/placement-moves.md).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,10 +19,12 @@ use holdfast_proto::v1::FaultKind;
 use parking_lot::RwLock;
 use tonic::{Request, Response, Status};
 
-use super::target::Target;
+use super::target::{ShardPage, Target};
 
 /// Shards in one page of a listing, at most.
-const LIST_MAX: usize = 1000;
+pub(super) const LIST_MAX: usize = 4000;
+/// Bytes of one of them in a message, at most: its tag and length, and the same and the value of each field.
+pub(super) const STORED_SHARD_BYTES_MAX: usize = 2 + (2 + ShardId::LEN) + 6 + (2 + 3 * 3) + 6;
 
 /// Serves every target that was added. Cheap to clone; clones share the targets.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +41,12 @@ impl ShardService {
     /// Serves `target` under `id`.
     pub(crate) fn add(&self, id: TargetId, target: Arc<Target>) {
         self.targets.write().insert(id, target);
+    }
+
+    /// Serves `id` no longer.
+    #[cfg(test)]
+    pub(crate) fn remove(&self, id: TargetId) {
+        self.targets.write().remove(&id);
     }
 
     /// The tonic service, sized for one shard to a message.
@@ -86,13 +94,9 @@ impl Shards for ShardService {
         let ListShards { target, after, limit } = request.into_inner();
         let after = parse_after(&after)?;
         let limit = if limit == 0 { LIST_MAX } else { (limit as usize).min(LIST_MAX) };
-        let target = self.target(target)?;
-        // A page of nothing but deleted shards is not the end: callers go on after the last shard they were given.
-        let mut page = target.list(after, limit).await?;
-        while page.shards.is_empty() && page.more {
-            page = target.list(page.last, limit).await?;
-        }
-        Ok(Response::new(ListShardsDone { shards: page.shards, more: page.more }))
+        let ShardPage { shards, more, last } = self.target(target)?.list(after, limit).await?;
+        let last = last.map(|last| Bytes::copy_from_slice(&last.to_bytes())).unwrap_or_default();
+        Ok(Response::new(ListShardsDone { shards, more, last }))
     }
 }
 
@@ -102,3 +106,8 @@ fn parse_after(after: &Bytes) -> Result<Option<ShardId>, Fault> {
     }
     ShardId::from_slice(after).map(Some).map_err(|error| Fault::new(FaultKind::Invalid, error.to_string()))
 }
+
+const _: () = assert!(
+    LIST_MAX * STORED_SHARD_BYTES_MAX + STORED_SHARD_BYTES_MAX <= MESSAGE_BYTES_MAX,
+    "a full page and its envelope fit a message"
+);

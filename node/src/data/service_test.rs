@@ -2,14 +2,17 @@
 
 use bytes::Bytes;
 use holdfast_proto::data::shards_client::ShardsClient;
-use holdfast_proto::data::{DeleteShards, GetShard, ListShards, PutShard, StatShards};
+use holdfast_proto::data::{
+    DeleteShards, GetShard, ListShards, ListShardsDone, PutShard, StatShards, StoredShard,
+};
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::TargetId;
 use holdfast_proto::limits::{MESSAGE_BYTES_MAX, SHARD_BYTES_MAX};
-use holdfast_proto::v1::FaultKind;
+use holdfast_proto::v1::{FaultKind, Scheme};
 use tonic::transport::server::TcpIncoming;
 
 use super::ShardService;
+use super::service::{LIST_MAX, STORED_SHARD_BYTES_MAX};
 use super::testing::{Machine, shard, wire};
 
 fn kind(status: &tonic::Status) -> FaultKind {
@@ -49,8 +52,12 @@ async fn a_client_puts_gets_lists_and_deletes_over_a_connection() {
         client.list(ListShards { target: 3, after: Bytes::new(), limit: 0 }).await.unwrap().into_inner();
     let mut expected = vec![wire(2), wire(3)];
     expected.sort_unstable();
-    assert_eq!(list.shards.iter().map(|meta| meta.shard.clone()).collect::<Vec<_>>(), expected);
-    assert!(!list.more && list.shards.iter().all(|meta| meta.block_hashes.is_empty()));
+    assert_eq!(list.shards.iter().map(|row| row.shard.clone()).collect::<Vec<_>>(), expected);
+    assert!(!list.more && list.shards.iter().all(|row| row.pg == 7 && row.scheme == shard(0, 0).0.scheme));
+    assert_eq!(list.last, expected[1]);
+    let list = ListShards { target: 3, after: expected[0].clone(), limit: 1 };
+    let page = client.list(list).await.unwrap().into_inner();
+    assert_eq!(page.shards[0].shard, expected[1]);
 
     let get = |target, shard| GetShard { target, shard, offset: 0, length: 0 };
     assert_eq!(kind(&client.get(get(3, wire(1))).await.unwrap_err()), FaultKind::ShardAbsent);
@@ -65,4 +72,14 @@ async fn a_client_puts_gets_lists_and_deletes_over_a_connection() {
     target.shutdown().await;
     let (meta, data) = shard(5, 1);
     assert_eq!(target.put(meta, data).await.unwrap_err().kind, FaultKind::FaultUnavailable, "it has stopped");
+}
+
+#[test]
+fn a_full_page_of_the_longest_rows_fits_a_message() {
+    let scheme = Scheme { codec: 255, data: 255, parity: 255 };
+    let row = StoredShard { shard: wire(1), pg: u32::MAX, scheme: Some(scheme), length: u32::MAX };
+    let page = ListShardsDone { shards: vec![row; LIST_MAX], more: true, last: wire(2) };
+    let bytes = prost::Message::encoded_len(&page);
+    assert!(bytes <= LIST_MAX * STORED_SHARD_BYTES_MAX + 64, "{bytes}");
+    assert!(bytes > LIST_MAX * STORED_SHARD_BYTES_MAX, "the bound is of these fields");
 }

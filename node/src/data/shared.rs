@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use holdfast_proto::data::ShardMeta;
+use bytes::Bytes;
+use holdfast_proto::data::{ShardMeta, StoredShard};
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::ShardId;
 use holdfast_proto::v1::FaultKind;
@@ -297,8 +298,8 @@ impl Shared {
         }
     }
 
-    /// One page of what is stored; `None` when the index is not whole.
-    pub(super) fn list(&self, after: Option<ShardId>, limit: usize) -> Option<ShardPage> {
+    /// One page of what is stored, as the index knows it; `None` when the index is not whole.
+    pub(super) fn page(&self, after: Option<ShardId>, limit: usize) -> Option<ShardPage> {
         let limit = limit.max(1);
         let (changes, changes_upto) = self.overlay.page(after, limit);
         let (rows, whole) = self.ask_whole_index(|| {
@@ -325,12 +326,12 @@ impl Shared {
                 break;
             }
             page.last = Some(shard);
-            let Some(entry) = entry else { continue };
-            match self.reader.meta(shard, entry) {
-                Ok(meta) => page.shards.push(ShardMeta { block_hashes: bytes::Bytes::new(), ..meta }),
-                Err(_) if self.look(shard).place != Place::Here(entry) => {}
-                Err(_) => self.note_bad(shard, entry, HEADER_BIT),
-            }
+            page.shards.extend(entry.map(|entry| StoredShard {
+                shard: Bytes::copy_from_slice(&shard.to_bytes()),
+                pg: entry.layout.pg(),
+                scheme: entry.layout.scheme(),
+                length: entry.length,
+            }));
         }
         Some(page)
     }

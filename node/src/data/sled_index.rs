@@ -90,7 +90,7 @@ impl ShardIndex for SledIndex {
     }
 
     fn set_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), IndexError> {
-        caught(|| self.db.insert(CHECKPOINT_KEY, &encode_checkpoint(&checkpoint)))?;
+        caught(|| self.db.insert(CHECKPOINT_KEY, &encode_checkpoint(&checkpoint)[..]))?;
         Ok(())
     }
 

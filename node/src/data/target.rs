@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use holdfast_proto::data::ShardMeta;
+use holdfast_proto::data::{ShardMeta, StoredShard};
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{RealmId, ShardId};
 use holdfast_proto::limits::{BLOCK_BYTES, SHARD_BYTES_MAX};
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::index::IndexHome;
 use super::read::bad_blocks;
-use super::record::META_BYTES_MAX;
+use super::record::{Layout, META_BYTES_MAX};
 use super::shared::{Lookup, Place, Shared};
 use super::sled_index::SledHome;
 pub(crate) use super::space::Thresholds;
@@ -148,11 +148,11 @@ pub(crate) struct FoundBlocks {
 /// One page of shards.
 #[derive(Debug)]
 pub(crate) struct ShardPage {
-    /// In id order, without block hashes.
-    pub(crate) shards: Vec<ShardMeta>,
-    /// There may be more after the last.
+    /// In id order.
+    pub(crate) shards: Vec<StoredShard>,
+    /// There may be more after `last`, even when `shards` is empty.
     pub(crate) more: bool,
-    /// Go on after this one, which may be further than the last of `shards`.
+    /// Go on after this one, which may be further than the last of `shards`. `None` only when there is no more.
     pub(crate) last: Option<ShardId>,
 }
 
@@ -279,7 +279,7 @@ impl Target {
     /// Cancel-safe in that nothing breaks: a dropped call may or may not have stored the shard.
     pub(crate) async fn put(&self, meta: ShardMeta, data: Bytes) -> Result<(), Fault> {
         let shard = parse_shard(&meta.shard)?;
-        check_shape(&meta, &data)?;
+        let layout = check_shape(&meta, &data)?;
         let (meta, data) = verify(meta, data).await?;
         let meta_bytes = meta.encode_to_vec();
         if meta_bytes.len() > META_BYTES_MAX {
@@ -301,7 +301,7 @@ impl Target {
             Ok(false) => return Err(Fault::new(FaultKind::Full, "the target is full")),
             Err(error) => return Err(Fault::new(FaultKind::DiskFailed, error.to_string())),
         }
-        self.submit(Job::Put(Box::new(Put { shard, meta, meta_bytes, data, before }))).await
+        self.submit(Job::Put(Box::new(Put { shard, layout, meta, meta_bytes, data, before }))).await
     }
 
     /// Removes shards. Answers when their tombstones are durable. Those that are not here are no error.
@@ -403,13 +403,13 @@ impl Target {
             .collect()
     }
 
-    /// Up to `limit` shards after `after`, in id order. A shard whose header is bad is counted, logged and left out.
+    /// Up to `limit` shards after `after`, in id order, as the index knows them: their records are not looked at.
     ///
     /// # Errors
     /// `SHARD_UNKNOWN` until the index is whole.
     pub(crate) async fn list(&self, after: Option<ShardId>, limit: usize) -> Result<ShardPage, Fault> {
         let shared = Arc::clone(&self.shared);
-        blocking(move || shared.list(after, limit)).await?.ok_or_else(unknown)
+        blocking(move || shared.page(after, limit)).await?.ok_or_else(unknown)
     }
 
     fn is_stopping(&self) -> bool {
@@ -483,13 +483,13 @@ fn parse_shard(bytes: &[u8]) -> Result<ShardId, Fault> {
     ShardId::from_slice(bytes).map_err(|error| Fault::new(FaultKind::Invalid, error.to_string()))
 }
 
-fn check_shape(meta: &ShardMeta, data: &Bytes) -> Result<(), Fault> {
+fn check_shape(meta: &ShardMeta, data: &Bytes) -> Result<Layout, Fault> {
     let hashes = data.len().div_ceil(BLOCK_BYTES) * 32;
     let fits = data.len() <= SHARD_BYTES_MAX
         && meta.length as usize == data.len()
-        && meta.block_hashes.len() == hashes
-        && meta.scheme.is_some();
-    if fits { Ok(()) } else { Err(Fault::new(FaultKind::Invalid, "the shard does not fit its description")) }
+        && meta.block_hashes.len() == hashes;
+    let layout = Layout::of(meta).filter(|layout| fits && layout.scheme().is_some());
+    layout.ok_or_else(|| Fault::new(FaultKind::Invalid, "the shard does not fit its description"))
 }
 
 async fn verify(meta: ShardMeta, data: Bytes) -> Result<(ShardMeta, Bytes), Fault> {

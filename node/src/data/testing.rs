@@ -1,5 +1,6 @@
 //! What the tests of this folder share: simulated machines, shards, and opening targets on them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -63,6 +64,12 @@ impl Machine {
         let env = Env::new(Arc::new(SimClock::default()), Arc::new(SimRandom), Arc::new(self.disk.clone()));
         Target::open_with(self.config.clone(), env, CancellationToken::new(), Arc::new(self.index.clone()))
             .await
+    }
+
+    /// Paths of the segments, in order.
+    pub(super) fn segments(&self) -> Vec<PathBuf> {
+        let paths = self.disk.paths().into_iter();
+        paths.filter(|path| path.extension().is_some_and(|end| end == "seg")).collect()
     }
 
     pub(super) async fn open(&self) -> Arc<Target> {

@@ -15,7 +15,7 @@ use holdfast_proto::id::ShardId;
 use holdfast_proto::v1::FaultKind;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::record::{Entry, TOMBSTONE_BYTES, record_bytes};
+use super::record::{Entry, Layout, TOMBSTONE_BYTES, record_bytes};
 use super::segment::{ActiveSegment, Batch};
 use super::shared::{Lookup, Place, Shared};
 
@@ -26,6 +26,7 @@ const TOMBSTONES_PER_RECORD: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Put {
     pub(super) shard: ShardId,
+    pub(super) layout: Layout,
     pub(super) meta: ShardMeta,
     pub(super) meta_bytes: Vec<u8>,
     pub(super) data: Bytes,
@@ -222,7 +223,8 @@ impl Writer {
                 Place::Absent | Place::Unknown => {}
             },
         }
-        let entry = self.batch.push_shard(&self.shared.home.key, put.shard, &put.meta_bytes, &put.data);
+        let key = &self.shared.home.key;
+        let entry = self.batch.push_shard(key, put.shard, put.layout, &put.meta_bytes, &put.data);
         staged.changes.insert(put.shard, Some(entry));
         staged.metas.insert(put.shard, put.meta);
         staged.puts += 1;

@@ -1,7 +1,7 @@
 //! Which meta nodes vote in which group. Pure: nodes and groups in, groups out.
 //!
 //! Three voters, five where there are five meta hosts, one below three; in distinct hosts; a voter stays one for as long
-//! as its node is in the zone. The groups of realm and zone have all other meta nodes as learners, so that every meta
+//! as its node is in the zone and is not drained. One that is drained keeps its vote until another can have it. The groups of realm and zone have all other meta nodes as learners, so that every meta
 //! node knows the map and the keys; partitions have learners only until there are three voters.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +16,8 @@ pub(crate) struct MetaNode {
     pub(crate) host: String,
     /// It has been heard of lately: only such a one becomes a voter.
     pub(crate) alive: bool,
+    /// It is being drained.
+    pub(crate) leaving: bool,
 }
 
 /// How many voters a group has with meta nodes on so many hosts.
@@ -31,7 +33,7 @@ pub(crate) fn voter_count(hosts: usize) -> usize {
 pub(crate) fn plan(nodes: &[MetaNode], groups: &[Group]) -> Vec<Group> {
     let known: BTreeMap<u64, &MetaNode> = nodes.iter().map(|node| (node.id, node)).collect();
     let hosts_alive: BTreeSet<&str> =
-        nodes.iter().filter(|node| node.alive).map(|node| node.host.as_str()).collect();
+        nodes.iter().filter(|node| node.alive && !node.leaving).map(|node| node.host.as_str()).collect();
     let count = voter_count(hosts_alive.len());
     let mut roles: BTreeMap<u64, usize> = BTreeMap::new();
     for voter in groups.iter().flat_map(|group| &group.voters) {
@@ -39,19 +41,27 @@ pub(crate) fn plan(nodes: &[MetaNode], groups: &[Group]) -> Vec<Group> {
     }
     let mut changed = Vec::new();
     for group in groups {
-        let mut voters: Vec<u64> = group.voters.iter().copied().filter(|id| known.contains_key(id)).collect();
+        let had: Vec<u64> = group.voters.iter().copied().filter(|id| known.contains_key(id)).collect();
+        let mut voters: Vec<u64> = had.iter().copied().filter(|id| !known[id].leaving).collect();
         let mut hosts: BTreeSet<&str> = voters.iter().map(|id| known[id].host.as_str()).collect();
         while voters.len() < count {
             let free = nodes
                 .iter()
                 .filter(|node| {
-                    node.alive && !voters.contains(&node.id) && !hosts.contains(node.host.as_str())
+                    node.alive
+                        && !node.leaving
+                        && !voters.contains(&node.id)
+                        && !hosts.contains(node.host.as_str())
                 })
                 .min_by_key(|node| (roles.get(&node.id).copied().unwrap_or(0), node.id));
             let Some(node) = free else { break };
             voters.push(node.id);
             hosts.insert(&node.host);
             *roles.entry(node.id).or_default() += 1;
+        }
+        if voters.len() < had.len() && voters.len() < 3 {
+            // Nobody can have the votes of those that leave.
+            voters = had;
         }
         // An even number bears no more failures than one less.
         if voters.len().is_multiple_of(2) && voters.len() > group.voters.len() {
@@ -60,7 +70,11 @@ pub(crate) fn plan(nodes: &[MetaNode], groups: &[Group]) -> Vec<Group> {
         voters.sort_unstable();
         let everywhere = GroupId::from_u64(group.id).is_ok_and(|id| id.kind() != GroupKind::Partition);
         let learners: Vec<u64> = if everywhere || voters.len() < 3 {
-            known.keys().copied().filter(|id| !voters.contains(id)).collect()
+            known
+                .values()
+                .filter(|node| !node.leaving && !voters.contains(&node.id))
+                .map(|node| node.id)
+                .collect()
         } else {
             Vec::new()
         };
@@ -86,7 +100,7 @@ mod tests {
     use holdfast_proto::id::ZoneId;
 
     fn node(id: u64) -> MetaNode {
-        MetaNode { id, host: format!("h{id}"), alive: true }
+        MetaNode { id, host: format!("h{id}"), alive: true, leaving: false }
     }
 
     fn groups(voters: &[u64]) -> Vec<Group> {

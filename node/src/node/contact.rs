@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::{
-    AdminListBucketsRequest, AdminListBucketsResponse, StatusRequest, StatusResponse,
+    AdminListBucketsRequest, AdminListBucketsResponse, ChangeRequest, ChangeResponse, MayIRequest,
+    MayIResponse, StatObjectRequest, StatObjectResponse, StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::limits::{H2_WINDOW_BYTES, MESSAGE_BYTES_MAX};
@@ -108,6 +109,26 @@ impl Contact {
                 .await
         })
         .await
+    }
+
+    pub(crate) async fn object(&self, request: StatObjectRequest) -> Result<StatObjectResponse, Fault> {
+        self.ask(STATUS_TIMEOUT, |channel| {
+            let request = request.clone();
+            async move {
+                AdminClient::new(channel).max_decoding_message_size(MAP_BYTES_MAX).stat_object(request).await
+            }
+        })
+        .await
+    }
+
+    pub(crate) async fn change(&self, request: ChangeRequest) -> Result<ChangeResponse, Fault> {
+        self.ask(STATUS_TIMEOUT, |channel| async move { AdminClient::new(channel).change(request).await })
+            .await
+    }
+
+    pub(crate) async fn may_i(&self, request: MayIRequest) -> Result<MayIResponse, Fault> {
+        self.ask(STATUS_TIMEOUT, |channel| async move { AdminClient::new(channel).may_i(request).await })
+            .await
     }
 
     /// Asks one address after the other until one answers or refuses for good.

@@ -335,6 +335,14 @@ impl NodeRuntime {
                 worker::mend::run(head, cluster, progress).await
             }
         });
+        let (repair_head, cluster) = (head.clone(), self.cluster.subscribe());
+        self.front.worker("repair", move |progress| {
+            let (head, mut cluster) = (repair_head.clone(), cluster.clone());
+            async move {
+                let cluster = connected(&mut cluster).await?;
+                worker::repair::run(head, cluster, progress).await
+            }
+        });
         let (groups, cluster) = (head.groups.clone(), self.cluster.subscribe());
         self.front.worker("unfinished-buckets", move |progress| {
             let (groups, mut cluster) = (groups.clone(), cluster.clone());
@@ -365,6 +373,7 @@ impl NodeRuntime {
         let (contact, clusters) = (self.contact.clone(), self.cluster.clone());
         let (realm, zone) = (self.identity.realm, self.identity.zone_id());
         let own = self.config.meta.is_some().then(|| self.place.addr.clone());
+        let renew_every = self.config.gateway.as_ref().map(|gateway| gateway.renew_every.get());
         let cancel = self.stores.clone();
         self.front.worker("zone-client", move |progress| {
             let (contact, clusters, cancel, own) =
@@ -372,11 +381,12 @@ impl NodeRuntime {
             async move {
                 loop {
                     let seeds = own.iter().cloned().chain(contact.addresses()).collect();
-                    let config = ClientConfig {
+                    let mut config = ClientConfig {
                         realm: Some(realm),
                         local_zone: Some(zone),
                         ..ClientConfig::new(seeds)
                     };
+                    config.renew_every = renew_every.unwrap_or(config.renew_every);
                     match Cluster::connect(config, cancel.child_token()).await {
                         Ok(cluster) => {
                             contact.learn(cluster.map().raw());

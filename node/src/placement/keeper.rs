@@ -12,6 +12,7 @@ use holdfast_proto::meta::{
 
 use super::algorithm::{Candidate, Wanted, plan};
 use super::class::{choose, width};
+use super::liveness::OutRules;
 use crate::formation::voters::{self, MetaNode};
 use crate::node::contact::is_meta;
 use crate::service::zone_head::ZoneHead;
@@ -23,6 +24,8 @@ const ALIVE: Duration = Duration::from_secs(5);
 
 /// Runs until the node stops.
 pub(crate) async fn run(head: Arc<ZoneHead>, progress: Progress) -> anyhow::Result<()> {
+    // The map's generation for which placement was last found to be right.
+    let mut placed = 0;
     loop {
         tokio::time::sleep(TICK).await;
         let leads = head.leads();
@@ -30,7 +33,7 @@ pub(crate) async fn run(head: Arc<ZoneHead>, progress: Progress) -> anyhow::Resu
         if !leads {
             continue;
         }
-        match step(&head).await {
+        match step(&head, &mut placed).await {
             Ok(changes) => {
                 progress.done(changes);
                 progress.well();
@@ -41,12 +44,22 @@ pub(crate) async fn run(head: Arc<ZoneHead>, progress: Progress) -> anyhow::Resu
 }
 
 /// One look at everything. Returns how many commands were committed.
-async fn step(head: &ZoneHead) -> anyhow::Result<u64> {
+async fn step(head: &ZoneHead, placed: &mut u64) -> anyhow::Result<u64> {
     let Some(map) = head.feed.current().filter(|map| map.generation > 0) else { return Ok(0) };
     let mut commands = Vec::new();
-    let changes = head.liveness.lock().changes(&map, head.config.down_after.get(), head.now());
+    let changes = {
+        let mut liveness = head.liveness.lock();
+        let mut changes = liveness.changes(&map, head.config.down_after.get(), head.now());
+        let out = liveness.out(&map, &out_rules(head, &map), head.now());
+        changes.extend(out.change);
+        *head.out_held_back.lock() = out.held_back;
+        changes
+    };
     for change in &changes {
         match change.state() {
+            TargetState::TargetOut => {
+                tracing::warn!(target_id = change.target, "target is out: what it held is brought to others")
+            }
             TargetState::TargetDown => {
                 tracing::warn!(target_id = change.target, "target is down: writes go elsewhere")
             }
@@ -60,9 +73,12 @@ async fn step(head: &ZoneHead) -> anyhow::Result<u64> {
     if !groups.is_empty() {
         commands.push(command::Op::PutGroups(PutGroups { groups }));
     }
-    match placement(head, &map) {
+    match placement(head, &map, *placed) {
         Ok(change) => {
             *head.placement_wait.lock() = None;
+            if change.is_none() && !map.pgs.is_empty() {
+                *placed = map.generation;
+            }
             commands.extend(change.map(command::Op::PutPlacement));
         }
         Err(reason) => *head.placement_wait.lock() = Some(reason),
@@ -74,6 +90,14 @@ async fn step(head: &ZoneHead) -> anyhow::Result<u64> {
         settle(head, &outcome).await;
     }
     Ok(count)
+}
+
+fn out_rules(head: &ZoneHead, map: &ClusterMap) -> OutRules {
+    OutRules {
+        after: head.config.out_after.get(),
+        width: map.classes.iter().map(width).max().unwrap_or(1),
+        shared_hosts: map.classes.iter().any(|class| width(class) > all_hosts(map, &class.media)),
+    }
 }
 
 fn accept(outcome: &Outcome) -> anyhow::Result<()> {
@@ -104,6 +128,7 @@ fn meta_nodes(head: &ZoneHead, map: &ClusterMap) -> Vec<MetaNode> {
             id: node.id,
             host: node.host.clone(),
             alive: node.id == head.me().get() || liveness.beats(node.id, ALIVE, now),
+            leaving: node.state() == NodeState::NodeDraining,
         })
         .collect()
 }
@@ -113,7 +138,8 @@ fn candidates(map: &ClusterMap, media: &str) -> Vec<Candidate> {
     let hosts: BTreeMap<u64, &str> = map.nodes.iter().map(|node| (node.id, node.host.as_str())).collect();
     map.targets
         .iter()
-        .filter(|target| target.state() != TargetState::TargetOut && target.media == media)
+        .filter(|target| matches!(target.state(), TargetState::TargetUp | TargetState::TargetDown))
+        .filter(|target| target.media == media)
         .filter_map(|target| {
             Some(Candidate {
                 id: target.id,
@@ -125,14 +151,17 @@ fn candidates(map: &ClusterMap, media: &str) -> Vec<Candidate> {
         .collect()
 }
 
-/// The placement that has to be proposed, if any.
+/// The placement that has to be proposed, if any. Nothing is looked at again before the map has changed since `placed`.
 ///
 /// # Errors
 /// What placement waits for, in words.
-fn placement(head: &ZoneHead, map: &ClusterMap) -> Result<Option<PutPlacement>, String> {
+fn placement(head: &ZoneHead, map: &ClusterMap, placed: u64) -> Result<Option<PutPlacement>, String> {
+    if map.generation == placed {
+        return Ok(None);
+    }
     let next_id = map.pgs.iter().map(|pg| pg.id).max().unwrap_or(0) + 1;
     if let Some(class) = map.classes.first().filter(|_| !map.pgs.is_empty()) {
-        return Ok(grow(map, class, next_id));
+        return Ok(renew(map, class, next_id));
     }
     let targets = candidates(map, "default");
     let initial = head.config.initial_targets as usize;
@@ -148,7 +177,8 @@ fn placement(head: &ZoneHead, map: &ClusterMap) -> Result<Option<PutPlacement>, 
         width: width(&choice.class),
         shared_domains: choice.shared_hosts,
     };
-    let pgs = plan(&[], &targets, wanted, next_id)
+    let known = targets.iter().map(|target| target.id).collect();
+    let pgs = plan(&[], &targets, &known, wanted, next_id)
         .ok_or_else(|| format!("{} targets cannot bear groups of {}", targets.len(), wanted.width))?;
     if let Some(warning) = &choice.warning {
         tracing::warn!(warning, "placement is weaker than three hosts would make it");
@@ -157,26 +187,29 @@ fn placement(head: &ZoneHead, map: &ClusterMap) -> Result<Option<PutPlacement>, 
     Ok(Some(PutPlacement { expected_generation: map.generation, classes: vec![choice.class], pgs }))
 }
 
-/// More groups for targets that have come since. Groups that exist stay as they are.
-fn grow(map: &ClusterMap, class: &StorageClass, next_id: u32) -> Option<PutPlacement> {
+/// What placement has to be by now: places of targets that went out or are drained are given to others, targets that came
+/// get their share. `None` when that is how it is, or when too few domains are left for it.
+fn renew(map: &ClusterMap, class: &StorageClass, next_id: u32) -> Option<PutPlacement> {
     let existing: Vec<_> = map.pgs.iter().filter(|pg| pg.class == class.name).cloned().collect();
-    let placed: BTreeSet<u32> = existing.iter().flat_map(|pg| pg.targets.iter().copied()).collect();
     let mut targets = candidates(map, &class.media);
-    if targets.iter().all(|target| placed.contains(&target.id)) {
-        return None;
-    }
-    // Members that take no writes at the moment are still members: their groups are not to be changed.
-    let known: BTreeSet<u32> = targets.iter().map(|target| target.id).collect();
-    if placed.iter().any(|id| !known.contains(id)) {
-        return None;
-    }
     let hosts = targets.iter().map(|target| target.domain.clone()).collect::<BTreeSet<_>>().len();
     let width = width(class);
     targets.sort_by_key(|target| target.id);
-    let wanted = Wanted { class: &class.name, width, shared_domains: width > hosts };
-    let grown = plan(&existing, &targets, wanted, next_id).filter(|pgs| pgs.len() > existing.len())?;
+    let known = map.targets.iter().map(|target| target.id).collect();
+    let was_shared = width > all_hosts(map, &class.media);
+    let wanted = Wanted { class: &class.name, width, shared_domains: was_shared && width > hosts };
+    let renewed = plan(&existing, &targets, &known, wanted, next_id).filter(|pgs| *pgs != existing)?;
+    let changed = existing.iter().zip(&renewed).filter(|(a, b)| a != b).count();
+    tracing::info!(groups = renewed.len(), was = existing.len(), changed, "placement changes");
     let others = map.pgs.iter().filter(|pg| pg.class != class.name).cloned();
-    tracing::info!(groups = grown.len(), was = existing.len(), "placement grown");
-    let pgs = grown.into_iter().chain(others).collect();
+    let pgs = renewed.into_iter().chain(others).collect();
     Some(PutPlacement { expected_generation: map.generation, classes: Vec::new(), pgs })
+}
+
+/// Hosts that have targets of `media`, whatever their state.
+fn all_hosts(map: &ClusterMap, media: &str) -> usize {
+    let nodes: BTreeSet<u64> =
+        map.targets.iter().filter(|target| target.media == media).map(|target| target.node).collect();
+    let hosts = map.nodes.iter().filter(|node| nodes.contains(&node.id)).map(|node| node.host.as_str());
+    hosts.collect::<BTreeSet<_>>().len()
 }

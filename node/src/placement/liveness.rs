@@ -1,10 +1,12 @@
 //! Who has been heard of, in the memory of the zone group's leader: nothing here is replicated, and a new leader starts
 //! from "everybody was heard of just now", so that a change of leader takes no target down.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use holdfast_proto::meta::{ClusterMap, Target, TargetReport, TargetState, TargetStateChange};
+use holdfast_proto::meta::{
+    ClusterMap, Node, NodeState, Target, TargetReport, TargetState, TargetStateChange,
+};
 
 /// Faults of a target that answers reads as ever: writers are refused by the target itself.
 const STILL_READS: [&str; 3] = ["", "full", "stopping"];
@@ -15,7 +17,30 @@ pub(crate) struct Liveness {
     /// When this node began to lead; `None` while it does not.
     since: Option<Duration>,
     heard: HashMap<u64, Heard>,
+    /// Since when a target has been down, as far as this leader knows.
+    down: HashMap<u32, Duration>,
 }
+
+/// When a target that is down goes out: what it held is then rebuilt elsewhere, for hours perhaps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OutRules {
+    pub(crate) after: Duration,
+    /// Members of the widest placement group.
+    pub(crate) width: usize,
+    /// Groups have several members on one host, for want of hosts: what counts then is targets.
+    pub(crate) shared_hosts: bool,
+}
+
+/// What became of targets that have been down for long.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Out {
+    pub(crate) change: Vec<TargetStateChange>,
+    /// Why some stay, in words.
+    pub(crate) held_back: Option<String>,
+}
+
+/// Targets go out by themselves only while the others would not be fuller than this.
+const OUT_FULL_MAX: f64 = 0.85;
 
 #[derive(Debug, Clone)]
 struct Heard {
@@ -29,6 +54,7 @@ impl Liveness {
     pub(crate) fn lead(&mut self, leads: bool, now: Duration) {
         if leads != self.since.is_some() {
             self.heard.clear();
+            self.down.clear();
             self.since = leads.then_some(now);
         }
     }
@@ -82,6 +108,103 @@ impl Liveness {
         map.targets.iter().filter_map(|target| self.change(target, down_after, now)).collect()
     }
 
+    /// Targets that have been down for so long that they go out, unless one of the rules of caution holds them back: one
+    /// domain at a time, never before most of the zone has been heard of, never under maintenance, never into a full zone,
+    /// never below the width of placement groups.
+    pub(crate) fn out(&mut self, map: &ClusterMap, rules: &OutRules, now: Duration) -> Out {
+        let Some(since) = self.since else { return Out::default() };
+        // One that is drained stays that while it is silent, until it is out.
+        let is_down = |target: &Target| match target.state() {
+            TargetState::TargetDown => true,
+            TargetState::TargetDraining => self.silent(target.node, now) > rules.after,
+            _ => false,
+        };
+        let seen = |target: &Target| self.heard.get(&target.node).map_or(since, |heard| heard.at);
+        let down: HashMap<u32, Duration> = map
+            .targets
+            .iter()
+            .filter(|target| is_down(target))
+            .map(|target| (target.id, self.down.get(&target.id).copied().unwrap_or_else(|| seen(target))))
+            .collect();
+        self.down = down;
+        let long = |target: &&Target| {
+            self.down.get(&target.id).is_some_and(|down| now.saturating_sub(*down) > rules.after)
+        };
+        let mut late: Vec<&Target> = map.targets.iter().filter(long).collect();
+        late.sort_by_key(|target| target.id);
+        let mut out = Out::default();
+        for target in late {
+            match self.may_go_out(map, rules, &out.change, target) {
+                Ok(()) => out
+                    .change
+                    .push(TargetStateChange { target: target.id, state: TargetState::TargetOut.into() }),
+                Err(why) => {
+                    out.held_back.get_or_insert(format!("target {} stays: {why}", target.id));
+                }
+            }
+        }
+        out
+    }
+
+    fn may_go_out(
+        &self,
+        map: &ClusterMap,
+        rules: &OutRules,
+        going: &[TargetStateChange],
+        target: &Target,
+    ) -> Result<(), String> {
+        let nodes: HashMap<u64, &Node> = map.nodes.iter().map(|node| (node.id, node)).collect();
+        let host = |target: &Target| nodes.get(&target.node).map_or("", |node| node.host.as_str());
+        let is_out = |other: &&Target| {
+            other.state() == TargetState::TargetOut || going.iter().any(|change| change.target == other.id)
+        };
+        if nodes.get(&target.node).is_some_and(|node| node.state() == NodeState::NodeMaintenance) {
+            return Err("its node is under maintenance".to_owned());
+        }
+        let others = || map.targets.iter().filter(|other| other.id != target.id);
+        if let Some(other) = others().filter(is_out).find(|other| host(other) != host(target)) {
+            return Err(format!(
+                "target {} of another host is out already, and only one goes by itself",
+                other.id
+            ));
+        }
+        let heard = map.targets.iter().filter(|other| self.heard.contains_key(&other.node)).count();
+        if heard * 2 <= map.targets.len() {
+            return Err(format!("of {} targets {heard} have been heard of", map.targets.len()));
+        }
+        let stay: Vec<&Target> =
+            others().filter(|other| !is_out(other)).filter(|other| other.media == target.media).collect();
+        let domains: BTreeSet<String> = stay
+            .iter()
+            .filter(|other| matches!(other.state(), TargetState::TargetUp | TargetState::TargetDown))
+            .map(|other| if rules.shared_hosts { other.id.to_string() } else { host(other).to_owned() })
+            .collect();
+        if domains.len() < rules.width {
+            return Err(format!("placement groups need {} of {} other domains", rules.width, domains.len()));
+        }
+        let full = self.fullness_without(target, &stay);
+        if full > OUT_FULL_MAX {
+            return Err(format!("the others would be {:.0} % full", full * 100.0));
+        }
+        Ok(())
+    }
+
+    /// How full the targets that stay would be with what `target` holds. What it holds is not known to a leader that never
+    /// heard of it; then it counts as the fullest of the others.
+    fn fullness_without(&self, target: &Target, stay: &[&Target]) -> f64 {
+        let report =
+            |target: &Target| self.reports(target.node).iter().find(|report| report.target == target.id);
+        let (mut capacity, mut used, mut most) = (0, 0, 0);
+        for report in stay.iter().filter_map(|other| report(other)) {
+            let holds = report.capacity_bytes.saturating_sub(report.free_bytes);
+            capacity += report.capacity_bytes;
+            used += holds;
+            most = most.max(report.used_bytes);
+        }
+        let moves = report(target).map_or(most, |report| report.used_bytes);
+        if capacity == 0 { 0.0 } else { (used + moves) as f64 / capacity as f64 }
+    }
+
     fn change(&self, target: &Target, down_after: Duration, now: Duration) -> Option<TargetStateChange> {
         let report = self.reports(target.node).iter().find(|report| report.target == target.id);
         let failed =
@@ -90,7 +213,7 @@ impl Liveness {
             TargetState::TargetUp if failed || self.silent(target.node, now) > down_after => {
                 TargetState::TargetDown
             }
-            TargetState::TargetDown
+            TargetState::TargetDown | TargetState::TargetOut
                 if !failed && report.is_some() && self.beats(target.node, down_after, now) =>
             {
                 TargetState::TargetUp
@@ -140,7 +263,7 @@ mod tests {
         assert_eq!(next(&liveness, TargetState::TargetDown, at(116)), None);
         assert!(liveness.beat(1, 3, report(""), at(117)));
         assert_eq!(next(&liveness, TargetState::TargetDown, at(117)), Some(TargetState::TargetUp));
-        assert_eq!(next(&liveness, TargetState::TargetOut, at(117)), None);
+        assert_eq!(next(&liveness, TargetState::TargetOut, at(117)), Some(TargetState::TargetUp));
     }
 
     #[test]
@@ -172,5 +295,92 @@ mod tests {
         assert!(liveness.beat(1, 5, report(""), at(1)));
         assert!(!liveness.beat(1, 4, report(""), at(2)));
         assert_eq!(liveness.silent(1, at(3)), at(2));
+    }
+
+    /// A zone of one target on each of these hosts; target and node have one number.
+    fn zone(hosts: u32) -> ClusterMap {
+        let up = TargetState::TargetUp.into();
+        ClusterMap {
+            nodes: (1..=hosts)
+                .map(|id| Node { id: id.into(), host: format!("h{id}"), ..Node::default() })
+                .collect(),
+            targets: (1..=hosts)
+                .map(|id| Target {
+                    id,
+                    node: id.into(),
+                    state: up,
+                    media: "default".into(),
+                    ..Target::default()
+                })
+                .collect(),
+            ..ClusterMap::default()
+        }
+    }
+
+    fn set(map: &mut ClusterMap, target: u32, state: TargetState) {
+        map.targets[target as usize - 1].set_state(state);
+    }
+
+    const RULES: OutRules = OutRules { after: Duration::from_secs(600), width: 6, shared_hosts: false };
+
+    /// A leader since 0 that hears of all targets but these at 1000 s.
+    fn leader(map: &ClusterMap, silent: &[u32], used: u64) -> Liveness {
+        let mut liveness = Liveness::default();
+        liveness.lead(true, at(0));
+        for target in map.targets.iter().filter(|target| !silent.contains(&target.id)) {
+            let report = TargetReport {
+                target: target.id,
+                writable: true,
+                capacity_bytes: 100,
+                used_bytes: used,
+                free_bytes: 100 - used,
+                ..TargetReport::default()
+            };
+            liveness.beat(target.node, 1, vec![report], at(1000));
+        }
+        liveness
+    }
+
+    #[test]
+    fn a_target_goes_out_after_its_time_and_a_second_host_does_not() {
+        let mut map = zone(8);
+        set(&mut map, 3, TargetState::TargetDown);
+        let mut liveness = leader(&map, &[3], 10);
+        assert_eq!(liveness.out(&map, &RULES, at(600)), Out::default());
+        let out = liveness.out(&map, &RULES, at(601));
+        assert_eq!((out.change.len(), out.change[0].target, out.held_back), (1, 3, None));
+        set(&mut map, 3, TargetState::TargetOut);
+        set(&mut map, 5, TargetState::TargetDown);
+        assert_eq!(liveness.out(&map, &RULES, at(1601)).change.len(), 0, "it was heard of at 1000 s");
+        let out = liveness.out(&map, &RULES, at(1602));
+        assert!(out.change.is_empty() && out.held_back.is_some_and(|why| why.contains("only one")));
+    }
+
+    #[test]
+    fn caution_holds_targets_back() {
+        let mut map = zone(8);
+        set(&mut map, 3, TargetState::TargetDown);
+        let held = |liveness: &mut Liveness, map: &ClusterMap| {
+            let out = liveness.out(map, &RULES, at(1001));
+            assert!(out.change.is_empty());
+            out.held_back.unwrap_or_default()
+        };
+        assert!(held(&mut leader(&map, &[1, 2, 3, 4], 10), &map).contains("heard of"), "a cold start");
+        assert!(held(&mut leader(&map, &[3], 80), &map).contains("% full"));
+        map.nodes[2].set_state(NodeState::NodeMaintenance);
+        assert!(held(&mut leader(&map, &[3], 10), &map).contains("maintenance"));
+        let mut six = zone(6);
+        set(&mut six, 3, TargetState::TargetDown);
+        assert!(held(&mut leader(&six, &[3], 10), &six).contains("other domains"));
+    }
+
+    #[test]
+    fn both_disks_of_one_host_go_out() {
+        let mut map = zone(8);
+        map.targets.push(Target { id: 9, node: 3, media: "default".into(), ..map.targets[2].clone() });
+        set(&mut map, 3, TargetState::TargetDown);
+        map.targets[8].set_state(TargetState::TargetDown);
+        let out = leader(&map, &[3, 9], 10).out(&map, &RULES, at(601));
+        assert_eq!((out.change.len(), out.held_back), (2, None));
     }
 }

@@ -8,7 +8,8 @@ use holdfast_client::Cluster;
 use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::admin_server::Admin;
 use holdfast_proto::admin::{
-    AdminListBucketsRequest, AdminListBucketsResponse, BucketStatus, StatusRequest, StatusResponse,
+    AdminListBucketsRequest, AdminListBucketsResponse, BucketStatus, ChangeRequest, ChangeResponse,
+    MayIRequest, MayIResponse, StatObjectRequest, StatObjectResponse, StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::meta::{Bucket, CountBucket, Counters, Query, answer, query};
@@ -16,6 +17,8 @@ use holdfast_proto::v1::FaultKind;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+use super::change;
+use super::object_stat;
 use super::status;
 use super::zone_head::ZoneHead;
 use crate::node::contact::{Contact, FORWARDED, MAP_BYTES_MAX, forwarded};
@@ -67,6 +70,54 @@ impl Admin for AdminService {
             Fault::new(FaultKind::FaultUnavailable, "this node has not reached the zone yet")
         })?;
         Ok(Response::new(buckets(&cluster).await?))
+    }
+
+    async fn stat_object(
+        &self,
+        request: Request<StatObjectRequest>,
+    ) -> Result<Response<StatObjectResponse>, Status> {
+        let cluster = self.cluster.borrow().clone();
+        let cluster = cluster.ok_or_else(|| {
+            Fault::new(FaultKind::FaultUnavailable, "this node has not reached the zone yet")
+        })?;
+        Ok(Response::new(object_stat::stat(&cluster, request.into_inner()).await?))
+    }
+
+    async fn change(&self, request: Request<ChangeRequest>) -> Result<Response<ChangeResponse>, Status> {
+        let sent_on = request.metadata().contains_key(FORWARDED);
+        let asked = request.into_inner();
+        let Some(head) = &self.head else { return Ok(Response::new(self.contact.change(asked).await?)) };
+        if !head.leads() && !sent_on {
+            let mut client = AdminClient::new(head.leader_channel()?);
+            return Ok(within(client.change(forwarded(asked))).await?);
+        }
+        let what = asked.what.ok_or_else(|| Fault::new(FaultKind::Invalid, "an unknown change"))?;
+        Ok(Response::new(change::change(head, what).await?))
+    }
+
+    async fn may_i(&self, request: Request<MayIRequest>) -> Result<Response<MayIResponse>, Status> {
+        let sent_on = request.metadata().contains_key(FORWARDED);
+        let asked = request.into_inner();
+        let Some(head) = &self.head else { return Ok(Response::new(self.contact.may_i(asked).await?)) };
+        if !head.leads() {
+            // Only who leads hears the nodes.
+            if sent_on {
+                return Err(
+                    Fault::new(FaultKind::FaultUnavailable, "the zone has no leader at the moment").into()
+                );
+            }
+            let mut client = AdminClient::new(head.leader_channel()?);
+            return Ok(within(client.may_i(forwarded(asked))).await?);
+        }
+        let what = asked.what.ok_or_else(|| Fault::new(FaultKind::Invalid, "an unknown question"))?;
+        Ok(Response::new(change::may_i(head, what).await?))
+    }
+}
+
+async fn within<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<Response<T>, Status> {
+    match tokio::time::timeout(FORWARD_TIMEOUT, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Fault::new(FaultKind::FaultUnavailable, "the zone's leader gave no answer").into()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_proto::admin::{GroupStatus, HealthCode, NodeStatus};
 use holdfast_proto::id::{GroupId, NodeId};
-use holdfast_proto::meta::{ClusterMap, TargetState};
+use holdfast_proto::meta::{ClusterMap, NodeState, TargetState};
 
 use crate::formation::voters::voter_count;
 use crate::node::contact::is_meta;
@@ -20,6 +20,10 @@ pub(crate) struct Facts<'a> {
     pub(crate) leads: bool,
     pub(crate) placement_wait: Option<&'a str>,
     pub(crate) missed_writes: u64,
+    /// Stripes that are beyond repair as things are.
+    pub(crate) lost_stripes: usize,
+    /// Why targets that are down for long stay so.
+    pub(crate) out_held_back: Option<&'a str>,
     /// Meta nodes that `zone init` named.
     pub(crate) meta_named: usize,
 }
@@ -39,6 +43,7 @@ pub(crate) fn codes(facts: &Facts<'_>) -> Vec<HealthCode> {
     leaders(facts, &mut codes);
     meta_nodes(facts, &mut codes);
     placement(facts, &mut codes);
+    repair(facts, &mut codes);
     targets(facts, &mut codes);
     codes.sort_by_key(|code| code.severity != "error");
     codes
@@ -148,6 +153,46 @@ fn placement(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
     }
 }
 
+/// A target this full is warned of; writes stop at 90 %.
+const NEARLY_FULL: f64 = 0.8;
+
+fn repair(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
+    if facts.lost_stripes > 0 {
+        codes.push(code(
+            "error",
+            "OBJECTS_LOST",
+            format!("{} stripe(s) have fewer shards left than can be read", facts.lost_stripes),
+            "bring back the disks that are down or out; `status` names the keys, `holdfast object stat` their targets",
+        ));
+    }
+    if let Some(why) = facts.out_held_back {
+        codes.push(code(
+            "warning",
+            "OUT_HELD_BACK",
+            format!("what is down for long is not rebuilt elsewhere: {why}"),
+            "bring it back, or remove what is gone for good (`holdfast target remove`)",
+        ));
+    }
+    let moving: usize = facts.map.pgs.iter().map(|pg| pg.moving.len()).sum();
+    if moving > 0 {
+        codes.push(code(
+            "warning",
+            "PLACEMENT_MOVING",
+            format!("{moving} place(s) of placement groups are being brought to their members"),
+            "wait; `status` shows what repair does",
+        ));
+    }
+    for node in facts.map.nodes.iter().filter(|node| node.state() == NodeState::NodeMaintenance) {
+        let id = NodeId::new(node.id);
+        codes.push(code(
+            "warning",
+            "NODE_MAINTENANCE",
+            format!("node {id} is under maintenance: its targets do not go out by themselves"),
+            "say `holdfast node maintenance off` when it is over",
+        ));
+    }
+}
+
 fn targets(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
     for target in &facts.map.targets {
         let state = target.state();
@@ -163,6 +208,31 @@ fn targets(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
                 "start its node, or replace its disk",
             ));
         }
+        if state == TargetState::TargetOut {
+            codes.push(code(
+                "error",
+                "TARGET_OUT",
+                format!(
+                    "target {} on node {} is out: what it held is rebuilt on others",
+                    target.id,
+                    NodeId::new(target.node)
+                ),
+                "start its node, and it takes part again; or `holdfast target remove` it",
+            ));
+        }
+        if state == TargetState::TargetDraining {
+            let has = |pg: &&holdfast_proto::meta::PlacementGroup| {
+                let was = pg.moving.iter().any(|moving| moving.from.contains(&target.id));
+                was || pg.targets.contains(&target.id)
+            };
+            let left = facts.map.pgs.iter().filter(has).count();
+            codes.push(code(
+                "warning",
+                "TARGET_DRAINING",
+                format!("target {} is drained: {left} placement group(s) have shards on it", target.id),
+                "wait; then `holdfast target remove`",
+            ));
+        }
     }
     for report in facts.nodes.iter().flat_map(|node| &node.targets) {
         if report.corrupt_blocks > 0 {
@@ -174,6 +244,15 @@ fn targets(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
                     report.target, report.corrupt_blocks
                 ),
                 "what was read was right; look at the disk",
+            ));
+        }
+        let used = report.capacity_bytes.saturating_sub(report.free_bytes);
+        if report.capacity_bytes > 0 && used as f64 / report.capacity_bytes as f64 >= NEARLY_FULL {
+            codes.push(code(
+                "warning",
+                "SPACE_NEARLY_FULL",
+                format!("target {} is {} % full", report.target, used * 100 / report.capacity_bytes),
+                "delete, or add targets: at 90 % it takes no more writes",
             ));
         }
         if !report.writable {
@@ -241,6 +320,8 @@ mod tests {
             leads: true,
             placement_wait: None,
             missed_writes: 0,
+            lost_stripes: 0,
+            out_held_back: None,
             meta_named: 3,
         }
     }
@@ -260,5 +341,26 @@ mod tests {
         let nodes = [NodeStatus { node: 4, alive: false, silent_ms: 20_000, targets: vec![report] }];
         let facts = Facts { nodes: &nodes, missed_writes: 1, ..well(&map) };
         assert_eq!(names(&facts), ["NODE_SILENT", "TARGET_DOWN", "SHARDS_MISSING", "CORRUPT_BLOCKS"]);
+    }
+
+    #[test]
+    fn what_moves_leaves_or_is_lost_is_told() {
+        let mut map = zone(4);
+        map.targets[0].set_state(TargetState::TargetOut);
+        map.targets[1].set_state(TargetState::TargetDraining);
+        map.nodes[5].set_state(NodeState::NodeMaintenance);
+        map.pgs[0].moving = vec![holdfast_proto::meta::MovingPlace { place: 0, from: vec![5] }];
+        let report = TargetReport {
+            target: 6,
+            writable: true,
+            capacity_bytes: 100,
+            free_bytes: 15,
+            ..TargetReport::default()
+        };
+        let nodes = [NodeStatus { node: 6, alive: true, silent_ms: 0, targets: vec![report] }];
+        let facts = Facts { nodes: &nodes, lost_stripes: 1, out_held_back: Some("x"), ..well(&map) };
+        let told = ["OBJECTS_LOST", "TARGET_OUT", "OUT_HELD_BACK", "PLACEMENT_MOVING", "NODE_MAINTENANCE"];
+        assert_eq!(names(&facts)[..5], told);
+        assert_eq!(names(&facts)[5..], ["TARGET_DRAINING", "SPACE_NEARLY_FULL"]);
     }
 }

@@ -4,10 +4,12 @@
 //! here are those of the data service; Raft and metadata use what they need of them.
 
 pub(crate) mod admin;
+pub(crate) mod change;
 pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod incoming;
 pub(crate) mod membership;
 pub(crate) mod meta;
-pub(crate) mod status;
+mod object_stat;
+mod status;
 pub(crate) mod zone_head;

@@ -1,9 +1,11 @@
 //! The whole state of the zone, gathered where the zone group is led.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use holdfast_client::Cluster;
-use holdfast_proto::admin::{GroupStatus, NodeStatus, StatusResponse};
+use holdfast_proto::admin::{GroupStatus, LostStripe, NodeStatus, RepairStatus, StatusResponse};
 use holdfast_proto::error::Fault;
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, GroupKind, NodeId};
@@ -37,6 +39,7 @@ pub(crate) async fn status(head: &ZoneHead, cluster: Option<&Cluster>) -> Result
         None => (0, 0),
     };
     let wait = head.placement_wait.lock().clone();
+    let held_back = head.out_held_back.lock().clone().filter(|_| leads);
     let facts = Facts {
         map: &map,
         nodes: &nodes,
@@ -44,10 +47,55 @@ pub(crate) async fn status(head: &ZoneHead, cluster: Option<&Cluster>) -> Result
         leads,
         placement_wait: wait.as_deref(),
         missed_writes,
+        lost_stripes: head.repair.lock().lost.len(),
+        out_held_back: held_back.as_deref(),
         meta_named: head.identity.founding.as_ref().map_or(0, |founding| founding.meta.len() + 1),
     };
     let health = codes(&facts);
-    Ok(StatusResponse { map: Some((*map).clone()), nodes, groups, health, missed_writes, garbage_writes })
+    let repair = match leads {
+        true => Some(repair(head, &map, cluster).await),
+        false => None,
+    };
+    Ok(StatusResponse {
+        map: Some((*map).clone()),
+        nodes,
+        groups,
+        health,
+        missed_writes,
+        garbage_writes,
+        repair,
+    })
+}
+
+async fn repair(head: &ZoneHead, map: &ClusterMap, cluster: Option<&Cluster>) -> RepairStatus {
+    let state = head.repair.lock().clone();
+    let settled = state.is_settled(map);
+    let mut names: HashMap<Bytes, String> = HashMap::new();
+    for lost in &state.lost {
+        if let (false, Some(cluster)) = (names.contains_key(&lost.bucket), cluster) {
+            let name = tokio::time::timeout(COUNT_TIMEOUT, cluster.bucket_name(lost.bucket.clone())).await;
+            names.insert(lost.bucket.clone(), name.ok().and_then(Result::ok).unwrap_or_default());
+        }
+    }
+    let lost = state.lost.into_iter().map(|lost| LostStripe {
+        bucket: names.get(&lost.bucket).cloned().unwrap_or_default(),
+        key: lost.key,
+        write: lost.write,
+        stripe: lost.stripe,
+        alive: lost.alive as u32,
+        needed: lost.needed as u32,
+    });
+    RepairStatus {
+        running: state.running,
+        settled,
+        shards_seen: state.shards_seen,
+        shards_total: state.shards_total,
+        brought_shards: state.brought_shards,
+        brought_bytes: state.brought_bytes,
+        waiting_stripes: state.waiting_stripes,
+        trouble: state.trouble,
+        lost: lost.collect(),
+    }
 }
 
 fn nodes(head: &ZoneHead, map: &ClusterMap) -> Vec<NodeStatus> {

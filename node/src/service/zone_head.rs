@@ -21,6 +21,7 @@ use crate::node::contact::connect_lazy;
 use crate::node::directory::Identity;
 use crate::node::map_feed::MapFeed;
 use crate::placement::liveness::Liveness;
+use crate::worker::repair::RepairState;
 
 /// Shared by reference.
 #[derive(Debug)]
@@ -35,6 +36,10 @@ pub(crate) struct ZoneHead {
     pub(crate) free: RwLock<Vec<TargetFree>>,
     /// Why placement has not been made, in the words for an operator.
     pub(crate) placement_wait: Mutex<Option<String>>,
+    /// Why targets that have been down for long do not go out, in words.
+    pub(crate) out_held_back: Mutex<Option<String>>,
+    /// What repair has seen and done, while this node leads the zone.
+    pub(crate) repair: Mutex<RepairState>,
     leader_channel: Mutex<Option<(String, Channel)>>,
 }
 
@@ -55,6 +60,8 @@ impl ZoneHead {
             liveness: Mutex::default(),
             free: RwLock::default(),
             placement_wait: Mutex::default(),
+            out_held_back: Mutex::default(),
+            repair: Mutex::default(),
             leader_channel: Mutex::default(),
         }
     }

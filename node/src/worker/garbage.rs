@@ -188,8 +188,11 @@ impl Collector {
             // Not in the zone any more, and its shards with it.
             return Ok(());
         };
-        if row.state() == TargetState::TargetDown {
-            anyhow::bail!("target {target} is down");
+        match row.state() {
+            TargetState::TargetDown => anyhow::bail!("target {target} is down"),
+            // What it held is held elsewhere. Should it come back, repair drops what nobody owns.
+            TargetState::TargetOut => return Ok(()),
+            _ => {}
         }
         self.reach.delete(map, target, shards).await
     }
@@ -212,7 +215,10 @@ fn shards_of(map: &ClusterMap, body: &Body) -> anyhow::Result<Doomed> {
                 let target =
                     target.ok_or_else(|| anyhow::anyhow!("placement group {} is too narrow", pg.id))?;
                 let shard = ShardId { write, stripe, index: index as u8 };
-                doomed.entry(target).or_default().push(Bytes::copy_from_slice(&shard.to_bytes()));
+                let moving = pg.moving.iter().find(|moving| moving.place as usize == member);
+                for target in moving.iter().flat_map(|moving| &moving.from).chain([&target]) {
+                    doomed.entry(*target).or_default().push(Bytes::copy_from_slice(&shard.to_bytes()));
+                }
             }
         }
     }

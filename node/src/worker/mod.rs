@@ -5,6 +5,7 @@ pub(crate) mod garbage;
 pub(crate) mod group_metrics;
 pub(crate) mod mend;
 mod reach;
+pub(crate) mod repair;
 mod walk;
 
 #[cfg(test)]

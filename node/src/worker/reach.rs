@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use holdfast_proto::data::shards_client::ShardsClient;
-use holdfast_proto::data::{DeleteShards, StatShards};
+use holdfast_proto::data::{DeleteShards, ListShards, ListShardsDone, StatShards};
 use holdfast_proto::limits::MESSAGE_BYTES_MAX;
 use holdfast_proto::meta::ClusterMap;
 use tonic::transport::Channel;
@@ -70,5 +70,21 @@ impl Reach {
             present.extend(answer.present);
         }
         Ok(present)
+    }
+
+    /// A page of what a target holds, in id order. Cancel-safe.
+    pub(super) fn list(
+        &mut self,
+        map: &ClusterMap,
+        target: u32,
+        after: bytes::Bytes,
+        limit: u32,
+    ) -> impl Future<Output = anyhow::Result<ListShardsDone>> + use<> {
+        let client = self.client(map, target);
+        async move {
+            let request = ListShards { target, after, limit };
+            let mut client = client?.max_decoding_message_size(MESSAGE_BYTES_MAX);
+            Ok(tokio::time::timeout(CALL_TIMEOUT, client.list(request)).await??.into_inner())
+        }
     }
 }

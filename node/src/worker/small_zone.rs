@@ -8,9 +8,10 @@ use holdfast_client::{ClientConfig, Cluster};
 use holdfast_proto::id::{AccountId, BucketId, GroupId, NodeId, RealmId, TargetId, WriteId, ZoneId};
 use holdfast_proto::meta::meta_server::MetaServer;
 use holdfast_proto::meta::{
-    Answer, Body, Bucket, BucketState, Command, DeleteObject, Extent, GarbageKey, MissedShard, Node, Outcome,
-    PlacementGroup, PutBucketRow, PutObject, PutPlacement, PutTarget, Query, Refusal, SetTargetStates,
-    StorageClass, Target as TargetRow, TargetState, TargetStateChange, Version, command, query,
+    Answer, Body, Bucket, BucketState, Command, CreateBucket, DeleteObject, Extent, GarbageKey, MissedShard,
+    Node, Outcome, PlacementGroup, PutBucketRow, PutObject, PutPlacement, PutTarget, Query, Refusal,
+    SetTargetStates, StorageClass, Target as TargetRow, TargetState, TargetStateChange, Version, command,
+    query,
 };
 use holdfast_proto::v1::{Codec, Scheme};
 use tempfile::TempDir;
@@ -162,6 +163,9 @@ impl SmallZone {
             zone.add_target(number, !unserved.contains(&number)).await;
         }
         zone.place(scheme, pgs).await;
+        let creating = Bucket { state: BucketState::BucketCreating.into(), ..bucket() };
+        let op = command::Op::CreateBucket(CreateBucket { bucket: Some(creating) });
+        zone.done(GroupId::REALM, op).await;
         for number in 0..PARTITIONS {
             let op = command::Op::PutBucketRow(PutBucketRow { bucket: Some(bucket()) });
             zone.done(GroupId::partition(ZONE, number), op).await;
@@ -202,6 +206,7 @@ impl SmallZone {
             epoch: 1,
             targets: targets.to_vec(),
             class: class.name.clone(),
+            moving: Vec::new(),
         });
         let op = PutPlacement {
             expected_generation: self.head.read_map().await.unwrap().generation,
@@ -211,6 +216,21 @@ impl SmallZone {
         self.done(self.head.zone_group(), command::Op::PutPlacement(op)).await;
         eventually("the map is known", async || {
             self.head.feed.current().is_some_and(|map| !map.pgs.is_empty())
+        })
+        .await;
+    }
+
+    /// Changes one placement group, and waits until the map says so.
+    pub(crate) async fn move_pg(&self, id: u32, change: impl FnOnce(&mut PlacementGroup)) {
+        let map = self.head.read_map().await.unwrap();
+        let mut pgs = map.pgs.clone();
+        let pg = pgs.iter_mut().find(|pg| pg.id == id).unwrap();
+        change(pg);
+        pg.epoch += 1;
+        let op = PutPlacement { expected_generation: map.generation, pgs, classes: vec![] };
+        self.done(self.head.zone_group(), command::Op::PutPlacement(op)).await;
+        eventually("the map is known", async || {
+            self.head.feed.current().is_some_and(|known| known.generation > map.generation)
         })
         .await;
     }

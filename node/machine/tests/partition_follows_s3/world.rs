@@ -138,7 +138,7 @@ impl World {
                 let write = self.leader.number();
                 let key = &keys()[0];
                 let slot = holdfast_proto::id::slot_of(key, SLOTS as u16).get().into();
-                let op = FenceWrite { bucket: bucket_id(), slot, write: id(0xd0, write) };
+                let op = FenceWrite { bucket: bucket_id(), slot, write: id(0xd0, write), begin_hlc: 0 };
                 assert_eq!(self.run(Op::FenceWrite(op)).refusal(), Refusal::None);
                 let op = put(self.leader.now_ms, write, key, 5000);
                 assert_eq!(self.run(Op::PutObject(op)).refusal(), Refusal::WriteFenced);
@@ -312,7 +312,7 @@ impl World {
             self.leader.now_ms += 8 * 3_600_000;
             let op = RenewWrite { bucket: bucket_id(), slot, write: id(0xd0, write) };
             assert_eq!(self.run(Op::RenewWrite(op)).refusal(), Refusal::None);
-            let op = FenceWrite { bucket: bucket_id(), slot, write: id(0xd0, write) };
+            let op = FenceWrite { bucket: bucket_id(), slot, write: id(0xd0, write), begin_hlc: 0 };
             assert_eq!(self.run(Op::FenceWrite(op)).refusal(), Refusal::AlreadyExists);
         }
         let unrenewed = put(self.leader.now_ms - 16 * 3_600_000, write + 1_000_000, key, 5000);

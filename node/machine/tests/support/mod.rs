@@ -74,6 +74,7 @@ pub(crate) fn is_once(command: &Command) -> bool {
                 | Op::SetBucketConfig(_)
                 | Op::DropBucket(_)
                 | Op::PutNode(_)
+                | Op::RemoveTarget(_)
                 | Op::PutPlacement(_)
         )
     )
