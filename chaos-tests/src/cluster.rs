@@ -37,6 +37,14 @@ pub struct Options {
     pub nodes: Option<u32>,
     /// Settings of every node, as variables of the environment.
     pub env: Vec<(&'static str, &'static str)>,
+    /// Another binary than the one that is tested.
+    pub binary: Option<PathBuf>,
+}
+
+impl Options {
+    fn command(&self) -> Command {
+        Command::new(self.binary.as_deref().unwrap_or(binary()))
+    }
 }
 
 /// The one line that `dev --json` prints.
@@ -166,12 +174,17 @@ impl Zone {
         process::signal(node.pid, Signal::CONT);
     }
 
+    /// How nodes are started from now on.
+    pub fn reconfigure(&mut self, options: Options) {
+        self.options = options;
+    }
+
     /// Brings a killed node back with `holdfast server -c` and waits until the zone has it back: its new life is
     /// registered and heard, the node says it is ready, and its targets are up.
     pub fn revive(&mut self, node: &Node) -> anyhow::Result<()> {
         let former = self.incarnation(node).context("a node that status does not know")?;
         let log = format!("node-{}.log", node.id);
-        let mut command = Command::new(binary());
+        let mut command = self.options.command();
         command.args(["server", "-c"]).arg(&node.config).stdout(Stdio::null());
         command.envs(self.options.env.iter().copied());
         let begun = Instant::now();
@@ -215,7 +228,7 @@ impl Zone {
         std::fs::create_dir_all(&dir)?;
         let config = dir.join("node.toml");
         std::fs::write(&config, text)?;
-        let mut command = Command::new(binary());
+        let mut command = self.options.command();
         command.args(["server", "-c"]).arg(&config).stdout(Stdio::null());
         command.envs(self.options.env.iter().copied());
         let log = format!("{host}.log");
@@ -429,7 +442,7 @@ fn scrape(row: &serde_json::Value, name: &str) -> anyhow::Result<f64> {
 }
 
 fn launch(group: &Group, options: &Options) -> anyhow::Result<(Child, Ready)> {
-    let mut command = Command::new(binary());
+    let mut command = options.command();
     command.args(["dev", "--json", "--port", "0", "--data-dir"]).arg(group.dir().join("data"));
     if !options.one_process {
         command.arg("--spawn");

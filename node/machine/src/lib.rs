@@ -27,14 +27,22 @@ mod writes;
 mod zone;
 
 use holdfast_proto::id::{GroupId, GroupKind};
-use holdfast_proto::meta::{Answer, Command, Outcome, Query, Refusal, answer, command::Op, query::Of};
+use holdfast_proto::meta::{
+    Answer, Command, NodeState, Outcome, Query, Refusal, answer, command::Op, query::Of,
+};
 
 use kv::{Kv, KvError, KvRead};
 use row::{Step, Stop, refused_outcome};
 use session::Session;
 
 /// The newest commands this machine knows. A command of a higher level halts the group.
-pub const FEATURE_LEVEL: u32 = 1;
+pub const FEATURE_LEVEL: u32 = 2;
+/// What a group knows that was never told otherwise.
+pub const FEATURE_LEVEL_FIRST: u32 = 1;
+/// From this level on places of placement groups move, and targets and nodes leave: every reader knows where else to ask.
+pub const LEVEL_MOVES: u32 = 2;
+
+const _: () = assert!(FEATURE_LEVEL_FIRST <= LEVEL_MOVES && LEVEL_MOVES <= FEATURE_LEVEL);
 
 /// The group cannot go on: the node stops it rather than guess.
 #[derive(Debug, thiserror::Error)]
@@ -55,23 +63,53 @@ pub enum Halt {
     UnknownCommand(String),
 }
 
-/// Whether a leader may put this command into the group's log. What is refused here would halt the group.
+/// The level of a group: what its members are known to know.
+///
+/// # Errors
+/// [`Halt`], as for [`apply`].
+pub fn feature_level(kv: &impl KvRead) -> Result<u32, Halt> {
+    Ok(session::state(kv)?.feature_level.max(FEATURE_LEVEL_FIRST))
+}
+
+/// The least level at which every replica makes the same of an operation.
+pub fn level_of(op: &Op) -> u32 {
+    match op {
+        Op::RemoveTarget(_) => LEVEL_MOVES,
+        Op::PutPlacement(op) if op.pgs.iter().any(|pg| !pg.moving.is_empty()) => LEVEL_MOVES,
+        Op::FenceWrite(op) if op.begin_hlc != 0 => LEVEL_MOVES,
+        Op::SetNodeState(op) if op.state() == NodeState::NodeRemoved => LEVEL_MOVES,
+        // Sent when everybody knows the level it names, and above the first level everybody knows it.
+        Op::RaiseFeatureLevel(op) => op.level,
+        _ => FEATURE_LEVEL_FIRST,
+    }
+}
+
+/// Whether the leader of a group at this level may put a command into its log. What is refused here would halt replicas, or
+/// make them differ. The command goes into the log with the level that is returned.
 ///
 /// # Errors
 /// In words, what is wrong with it.
-pub fn admit(group: GroupId, command: &Command) -> Result<(), String> {
+pub fn admit(group: GroupId, group_level: u32, command: &Command) -> Result<u32, String> {
     let Some(op) = &command.op else { return Err("an unknown command".to_owned()) };
-    if command.feature_level > FEATURE_LEVEL {
-        return Err(format!("feature level {}, this is {FEATURE_LEVEL}", command.feature_level));
+    let level = level_of(op).max(command.feature_level);
+    if level > FEATURE_LEVEL {
+        return Err(format!("feature level {level}, this is {FEATURE_LEVEL}"));
     }
-    if kind_of(op) != group.kind() {
+    if level > group_level && !matches!(op, Op::RaiseFeatureLevel(_)) {
+        return Err(format!(
+            "feature level {level}, the zone is at {group_level}: some node runs an older version"
+        ));
+    }
+    if kind_of(op).is_some_and(|kind| kind != group.kind()) {
         return Err(format!("not a command of {group}"));
     }
-    Ok(())
+    Ok(level)
 }
 
-fn kind_of(op: &Op) -> GroupKind {
-    match op {
+/// The kind of group that an operation is for; `None` for any.
+fn kind_of(op: &Op) -> Option<GroupKind> {
+    Some(match op {
+        Op::RaiseFeatureLevel(_) => return None,
         Op::PutBucketRow(_)
         | Op::DropBucketRow(_)
         | Op::PutObject(_)
@@ -99,7 +137,7 @@ fn kind_of(op: &Op) -> GroupKind {
         | Op::PutGroups(_)
         | Op::SetNodeState(_)
         | Op::RemoveTarget(_) => GroupKind::Zone,
-    }
+    })
 }
 
 /// Applies one committed command. A command that belongs to another kind of group is refused as malformed.
@@ -124,7 +162,7 @@ pub fn apply(kv: &mut impl Kv, group: GroupId, command: &Command) -> Result<Outc
 }
 
 fn run<K: Kv>(session: &mut Session<'_, K>, group: GroupId, command: &Command, op: &Op) -> Step<Outcome> {
-    if kind_of(op) != group.kind() {
+    if kind_of(op).is_some_and(|kind| kind != group.kind()) {
         return row::refuse(Refusal::Malformed, format!("not a command of {group}"));
     }
     match op {
@@ -138,6 +176,7 @@ fn run<K: Kv>(session: &mut Session<'_, K>, group: GroupId, command: &Command, o
         Op::RenewWrite(op) => session.renew_write(op),
         Op::FreeGarbage(op) => session.free_garbage(op),
         Op::ClearMissed(op) => session.clear_missed(op),
+        Op::RaiseFeatureLevel(op) => Ok(session.raise_feature_level(op)),
         Op::InitRealm(op) => session.init_realm(op),
         Op::PutAccessKey(op) => session.put_access_key(op),
         Op::InitZone(op) => session.init_zone(op),

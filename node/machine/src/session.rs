@@ -16,7 +16,7 @@ use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{BucketId, GroupId, RequestId, ZoneId};
 use holdfast_proto::limits::{DEDUP_WINDOW_MS, REQUEST_AGE_MS_MAX};
 use holdfast_proto::meta::{
-    Command, GroupState, Outcome, Refusal, Remembered, WriteKey, WriteOwner, write_owner,
+    Command, GroupState, Outcome, RaiseFeatureLevel, Refusal, Remembered, WriteKey, WriteOwner, write_owner,
 };
 
 use crate::Halt;
@@ -63,9 +63,21 @@ impl<'k, K: Kv> Session<'k, K> {
         let hlc = Hlc::tick(Hlc::from_u64(state.hlc), Hlc::from_u64(command.stamp));
         state.hlc = hlc.get();
         if state.feature_level == 0 {
-            state.feature_level = crate::FEATURE_LEVEL;
+            // The same whatever version applies it: only a command raises it.
+            state.feature_level = crate::FEATURE_LEVEL_FIRST;
         }
         Ok(Self { kv, state, hlc, zone: group.zone() })
+    }
+
+    /// The map shows the level, so it is another one then.
+    pub(crate) fn raise_feature_level(&mut self, op: &RaiseFeatureLevel) -> Outcome {
+        if op.level > self.state.feature_level {
+            self.state.feature_level = op.level;
+            if self.state.map_generation > 0 {
+                self.state.map_generation += 1;
+            }
+        }
+        Outcome::default()
     }
 
     /// Prunes and writes the group's state back: the last step of every command, refused ones included.

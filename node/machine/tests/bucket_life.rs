@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use holdfast_machine::{Halt, admit, apply, kv::Overlay, query};
+use holdfast_machine::{FEATURE_LEVEL, Halt, admit, apply, kv::Overlay, query};
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, slot_of};
 use holdfast_proto::limits::{DEDUP_WINDOW_MS, REQUEST_AGE_MS_MAX, WRITE_AGE_MS_MAX};
@@ -338,15 +338,16 @@ fn garbage_is_due_slot_by_slot() {
 #[test]
 fn what_is_not_known_halts_and_what_is_malformed_is_refused() {
     let rows = std::collections::BTreeMap::new();
-    let future = Command { feature_level: 2, ..Command::default() };
+    let future = Command { feature_level: FEATURE_LEVEL + 1, ..Command::default() };
     for command in [Command::default(), future] {
-        assert!(admit(PARTITION, &command).is_err());
+        assert!(admit(PARTITION, FEATURE_LEVEL, &command).is_err());
         let halt = apply(&mut Overlay::new(&rows), PARTITION, &command);
         assert!(matches!(halt, Err(Halt::UnknownCommand(_))));
     }
     let mut machine = Machine::new(PARTITION);
     let elsewhere = machine.command(put_bucket(bucket(1, 1, Versioning::Off)));
-    assert!(admit(GroupId::REALM, &elsewhere).is_err() && admit(PARTITION, &elsewhere).is_ok());
+    assert!(admit(GroupId::REALM, FEATURE_LEVEL, &elsewhere).is_err());
+    assert_eq!(admit(PARTITION, 1, &elsewhere), Ok(1));
     machine.group = GroupId::REALM;
     assert_eq!(machine.apply(&elsewhere).refusal(), Refusal::Malformed);
     machine.group = PARTITION;

@@ -5,11 +5,13 @@
 mod support;
 
 use bytes::Bytes;
+use holdfast_machine::{FEATURE_LEVEL, FEATURE_LEVEL_FIRST, admit, feature_level};
 use holdfast_proto::id::{GroupId, NodeId, ZoneId};
 use holdfast_proto::meta::{
     ClusterMap, GetMap, Group, InitZone, MovingPlace, Node, NodeState, Outcome, PlacementGroup, PutGroups,
-    PutNode, PutPlacement, PutTarget, Refusal, RemoveTarget, SetNodeState, SetTargetStates, StorageClass,
-    Target, TargetState, TargetStateChange, answer, command::Op, outcome, query::Of,
+    PutNode, PutPlacement, PutTarget, RaiseFeatureLevel, Refusal, RemoveTarget, SetNodeState,
+    SetTargetStates, StorageClass, Target, TargetState, TargetStateChange, answer, command::Op, outcome,
+    query::Of,
 };
 use holdfast_proto::v1::{Codec, Scheme};
 use support::{Machine, ZONE, id};
@@ -288,4 +290,39 @@ fn targets_and_nodes_leave_when_nothing_needs_them() {
     // The same disk comes back as another target.
     machine.done(put_target(0, number(1), 1));
     assert_eq!(map(&machine).targets.iter().map(|target| target.id).max(), Some(4));
+}
+
+#[test]
+fn what_an_older_replica_would_not_know_waits_for_the_feature_level() {
+    let mut machine = zone();
+    assert_eq!((feature_level(&machine.rows).unwrap(), map(&machine).feature_level), (1, 1));
+    let group = machine.group;
+    let moving = PlacementGroup { moving: vec![MovingPlace::default()], ..PlacementGroup::default() };
+    let moves = |pgs| Op::PutPlacement(PutPlacement { pgs, ..PutPlacement::default() });
+    let removed = |state: NodeState| Op::SetNodeState(SetNodeState { node: 1, state: state.into() });
+    let newer =
+        [Op::RemoveTarget(RemoveTarget { target: 1 }), moves(vec![moving]), removed(NodeState::NodeRemoved)];
+    for op in newer {
+        let command = machine.command(op);
+        let refused = admit(group, FEATURE_LEVEL_FIRST, &command).unwrap_err();
+        assert!(refused.contains("older version"), "{refused}");
+        assert_eq!(admit(group, FEATURE_LEVEL, &command), Ok(2));
+    }
+    for op in [moves(vec![PlacementGroup::default()]), removed(NodeState::NodeMaintenance)] {
+        assert_eq!(admit(group, FEATURE_LEVEL_FIRST, &machine.command(op)), Ok(1));
+    }
+
+    let raise = |level| Op::RaiseFeatureLevel(RaiseFeatureLevel { level });
+    let generation = map(&machine).generation;
+    let command = machine.command(raise(2));
+    assert_eq!(admit(group, FEATURE_LEVEL_FIRST, &command), Ok(2), "a replica that does not know it halts");
+    assert!(admit(group, FEATURE_LEVEL_FIRST, &machine.command(raise(FEATURE_LEVEL + 1))).is_err());
+    machine.done(raise(2));
+    assert_eq!((map(&machine).feature_level, map(&machine).generation), (2, generation + 1));
+    machine.done(raise(1));
+    assert_eq!(
+        (map(&machine).feature_level, map(&machine).generation),
+        (2, generation + 1),
+        "it never falls"
+    );
 }

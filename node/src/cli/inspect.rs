@@ -26,6 +26,7 @@ pub(super) async fn status(zone: &ZoneArgs) -> anyhow::Result<()> {
             "zone": map.zone_name,
             "zone_id": map.zone,
             "generation": map.generation,
+            "feature_level": map.feature_level,
             "health": health_json(&status),
             "nodes": nodes_json(&status, &map),
             "targets": targets_json(&status, &map),

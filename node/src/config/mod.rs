@@ -15,6 +15,7 @@ mod tests;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use holdfast_machine::FEATURE_LEVEL;
 use holdfast_proto::v1::Codec;
 use serde::{Deserialize, Serialize};
 
@@ -63,8 +64,18 @@ section!(
         join_token: String = String::new(),
         /// Nodes talk without TLS. There is nothing else yet, so the operator has to say that it is wanted.
         insecure_plaintext: bool = false,
+        /// The zone does not go beyond this feature level while any node says so, and every node can go back to a version that
+        /// knows it. Unset: as far as all nodes know.
+        feature_level_max: Option<u32> = None,
     }
 );
+
+impl NodeConfig {
+    /// The newest feature level that this node knows and is allowed.
+    pub(crate) fn feature_level(&self) -> u32 {
+        self.feature_level_max.map_or(FEATURE_LEVEL, |max| max.min(FEATURE_LEVEL))
+    }
+}
 
 section!(
     /// `[meta]`: this node holds Raft groups.

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
+use holdfast_machine::{FEATURE_LEVEL, FEATURE_LEVEL_FIRST};
 use holdfast_proto::limits;
 
 use super::{Config, ConfigFault, DataConfig, GatewaySection, MetaConfig, NodeConfig, Size};
@@ -66,6 +67,12 @@ impl Check<'_> {
             if host_port(seed).is_none() {
                 self.fault(&format!("node.seeds[{index}]"), format!("{seed:?} is not host:port"));
             }
+        }
+        if node.feature_level_max.is_some_and(|max| !(FEATURE_LEVEL_FIRST..=FEATURE_LEVEL).contains(&max)) {
+            self.fault(
+                "node.feature_level_max",
+                format!("between {FEATURE_LEVEL_FIRST} and {FEATURE_LEVEL}, which this version knows"),
+            );
         }
         if !node.insecure_plaintext {
             self.fault(

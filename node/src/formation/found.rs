@@ -10,7 +10,8 @@ use holdfast_proto::error::Fault;
 use holdfast_proto::id::GroupId;
 use holdfast_proto::limits::SLOT_TABLE_LEN;
 use holdfast_proto::meta::{
-    AccessKey, Account, Command, Group, InitRealm, InitZone, Node, Outcome, Refusal, command,
+    AccessKey, Account, Command, Group, InitRealm, InitZone, Node, Outcome, RaiseFeatureLevel, Refusal,
+    command,
 };
 
 use crate::meta::Groups;
@@ -29,6 +30,7 @@ pub(crate) async fn found(
     founding: &Founding,
     node: Node,
     partitions: u32,
+    feature_level: u32,
 ) -> anyhow::Result<()> {
     let zone = identity.zone_id();
     let zone_group = GroupId::zone_group(zone);
@@ -67,7 +69,14 @@ pub(crate) async fn found(
             .collect(),
         first_node: Some(node),
     });
-    propose(groups, identity, zone_group, init).await
+    propose(groups, identity, zone_group, init).await?;
+    // The zone's group last: what the map says of the level is then true of all.
+    ids.sort_by_key(|id| *id == zone_group);
+    for group in ids {
+        let raise = command::Op::RaiseFeatureLevel(RaiseFeatureLevel { level: feature_level });
+        propose(groups, identity, group, raise).await?;
+    }
+    Ok(())
 }
 
 /// Proposes until the new group has a leader and answers.

@@ -72,6 +72,7 @@ pub(crate) async fn first_join(
         nonce: Bytes::copy_from_slice(&nonce),
         realm: Bytes::new(),
         zone_name: config.node.zone.clone(),
+        feature_level: config.node.feature_level(),
     };
     let answer = ask_until(contact, request, cancel).await?;
     let identity = Identity {
@@ -104,6 +105,7 @@ pub(crate) async fn register(
     identity: &Identity,
     node: Node,
     targets: Vec<Target>,
+    feature_level: u32,
     cancel: &CancellationToken,
 ) -> anyhow::Result<JoinResponse> {
     let request = JoinRequest {
@@ -113,6 +115,7 @@ pub(crate) async fn register(
         nonce: Bytes::new(),
         realm: identity.realm.to_wire(),
         zone_name: identity.zone_name.clone(),
+        feature_level,
     };
     ask_until(contact, request, cancel).await
 }

@@ -7,5 +7,6 @@
 pub(crate) mod found;
 pub(crate) mod init;
 pub(crate) mod join;
+pub(crate) mod levels;
 pub(crate) mod members;
 pub(crate) mod voters;

@@ -173,14 +173,15 @@ impl Group {
 
     /// Proposes commands, all in one entry, and waits until they are applied here. Dropped or late, they may still be
     /// applied. A command that this group's machine does not know fails its call and nothing else.
-    pub(super) async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
+    pub(super) async fn propose(&self, mut commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
         self.check_leader()?;
-        for command in &commands {
+        let level = self.level_for(&commands)?;
+        for command in &mut commands {
             // Once in the log it would halt every replica, for ever.
-            holdfast_machine::admit(self.id, command).map_err(|why| {
+            command.feature_level = holdfast_machine::admit(self.id, level, command).map_err(|why| {
                 Fault::new(FaultKind::Invalid, format!("a command that cannot be taken: {why}"))
             })?;
         }
@@ -193,6 +194,16 @@ impl Group {
             Ok(Err(_)) => Err(unavailable("the group stopped; the outcome is not known")),
             Err(_) => Err(unavailable("no outcome in time; it is not known")),
         }
+    }
+
+    /// The group's feature level, which is only read for commands that not everybody knows.
+    fn level_for(&self, commands: &[Command]) -> Result<u32, Fault> {
+        let first = holdfast_machine::FEATURE_LEVEL_FIRST;
+        let mut ops = commands.iter().filter_map(|command| command.op.as_ref());
+        if ops.all(|op| holdfast_machine::level_of(op) == first) {
+            return Ok(first);
+        }
+        holdfast_machine::feature_level(&self.state.view()).map_err(unavailable)
     }
 
     /// A first attempt that is ahead of the group's time would be refused for good; here it may be tried again.

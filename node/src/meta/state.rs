@@ -101,6 +101,18 @@ impl Applied {
     }
 }
 
+/// Rows of a newer version are not to be touched: their commands would not be known either.
+fn known_level(rows: &impl KvRead) -> Result<(), KvError> {
+    let level = holdfast_machine::feature_level(rows).map_err(|halt| KvError(halt.to_string()))?;
+    if level > holdfast_machine::FEATURE_LEVEL {
+        let known = holdfast_machine::FEATURE_LEVEL;
+        return Err(KvError(format!(
+            "the zone is at feature level {level} and this version knows {known}: install the newer version again"
+        )));
+    }
+    Ok(())
+}
+
 /// Where a fault that ends the node is reported; the first one stays.
 #[derive(Debug, Clone)]
 pub(super) struct Failure(Arc<watch::Sender<Option<String>>>);
@@ -151,6 +163,7 @@ impl GroupState {
     ) -> Result<Arc<Self>, KvError> {
         let generation = store.generation(group)?;
         let applied = Applied::read(&generation)?;
+        known_level(&generation)?;
         clock.saw(applied.hlc);
         let durable = Arc::new(AtomicU64::new(applied.index()));
         Ok(Arc::new(Self {
@@ -450,6 +463,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 }
             };
             assert!(applied.log_id == meta.last_log_id, "a snapshot's rows are those of its last entry");
+            known_level(&generation)?;
             Ok(state.install(generation, applied)?)
         })
         .await

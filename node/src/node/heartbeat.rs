@@ -20,6 +20,7 @@ pub(crate) async fn run(
     contact: Arc<Contact>,
     node: u64,
     incarnation: u64,
+    feature_level: u32,
     targets: OpenTargets,
     progress: Progress,
 ) -> anyhow::Result<()> {
@@ -29,7 +30,13 @@ pub(crate) async fn run(
     let mut missed = 0u32;
     loop {
         ticks.tick().await;
-        let request = HeartbeatRequest { node, incarnation, targets: reports(&targets), map_generation: 0 };
+        let request = HeartbeatRequest {
+            node,
+            incarnation,
+            feature_level,
+            targets: reports(&targets),
+            map_generation: 0,
+        };
         match contact.heartbeat(request).await {
             Ok(_) => {
                 missed = 0;

@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::data::ShardService;
 use crate::env::Env;
 use crate::formation::join::{self, SelfDescription};
-use crate::formation::{found, members};
+use crate::formation::{found, levels, members};
 use crate::meta::{AddressBook, Groups};
 use crate::placement::keeper;
 use crate::service::admin::AdminService;
@@ -156,8 +156,9 @@ impl NodeRuntime {
         self.register(shards);
         let (contact, targets) = (self.contact.clone(), self.open_targets.clone());
         let (node, incarnation) = (self.identity.node.get(), self.identity.incarnation);
+        let level = self.config.node.feature_level();
         self.front.worker("heartbeat", move |progress| {
-            heartbeat::run(contact.clone(), node, incarnation, targets.clone(), progress)
+            heartbeat::run(contact.clone(), node, incarnation, level, targets.clone(), progress)
         });
         if let Some(s3) = s3 {
             self.serve_s3(s3)?;
@@ -309,7 +310,8 @@ impl NodeRuntime {
         };
         let node =
             join::node_row(&self.config, self.identity.node.get(), self.identity.incarnation, &self.place);
-        found::found(&head.groups, &self.identity, &founding, node, head.config.partitions).await?;
+        let level = self.config.node.feature_level();
+        found::found(&head.groups, &self.identity, &founding, node, head.config.partitions, level).await?;
         self.identity.founding = Some(crate::node::directory::Founding { done: true, ..founding });
         self.directory.save(&self.identity)?;
         tracing::info!(realm = %self.identity.realm, zone = self.identity.zone_name, "realm and zone made");
@@ -341,6 +343,14 @@ impl NodeRuntime {
             async move {
                 let cluster = connected(&mut cluster).await?;
                 worker::repair::run(head, cluster, progress).await
+            }
+        });
+        let (levels_head, cluster) = (head.clone(), self.cluster.subscribe());
+        self.front.worker("feature-level", move |progress| {
+            let (head, mut cluster) = (levels_head.clone(), cluster.clone());
+            async move {
+                let cluster = connected(&mut cluster).await?;
+                levels::run(head, cluster, progress).await
             }
         });
         let (groups, cluster) = (head.groups.clone(), self.cluster.subscribe());
@@ -423,11 +433,14 @@ impl NodeRuntime {
                 .enumerate()
                 .map(|(place, target)| target.row(known.get(&place).copied().unwrap_or(0), node))
                 .collect();
-            let answer = match join::register(&contact, &identity, row, rows, &cancel).await {
-                Ok(answer) => answer,
-                Err(_) if cancel.is_cancelled() => return Ok(()),
-                Err(error) => return Err(error),
-            };
+            let answer =
+                match join::register(&contact, &identity, row, rows, config.node.feature_level(), &cancel)
+                    .await
+                {
+                    Ok(answer) => answer,
+                    Err(_) if cancel.is_cancelled() => return Ok(()),
+                    Err(error) => return Err(error),
+                };
             if answer.targets.len() != targets.len() {
                 anyhow::bail!("{} targets were registered as {}", targets.len(), answer.targets.len());
             }

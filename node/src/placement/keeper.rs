@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_machine::LEVEL_MOVES;
 use holdfast_proto::meta::{
     ClusterMap, NodeState, Outcome, PutGroups, PutPlacement, Refusal, SetTargetStates, StorageClass,
     TargetState, command, outcome,
@@ -50,9 +51,11 @@ async fn step(head: &ZoneHead, placed: &mut u64) -> anyhow::Result<u64> {
     let changes = {
         let mut liveness = head.liveness.lock();
         let mut changes = liveness.changes(&map, head.config.down_after.get(), head.now());
-        let out = liveness.out(&map, &out_rules(head, &map), head.now());
-        changes.extend(out.change);
-        *head.out_held_back.lock() = out.held_back;
+        if may_move(&map) {
+            let out = liveness.out(&map, &out_rules(head, &map), head.now());
+            changes.extend(out.change);
+            *head.out_held_back.lock() = out.held_back;
+        }
         changes
     };
     for change in &changes {
@@ -90,6 +93,11 @@ async fn step(head: &ZoneHead, placed: &mut u64) -> anyhow::Result<u64> {
         settle(head, &outcome).await;
     }
     Ok(count)
+}
+
+/// Whether every reader knows where else to ask for a place that moves.
+pub(crate) fn may_move(map: &ClusterMap) -> bool {
+    map.feature_level >= LEVEL_MOVES
 }
 
 fn out_rules(head: &ZoneHead, map: &ClusterMap) -> OutRules {
@@ -161,7 +169,7 @@ fn placement(head: &ZoneHead, map: &ClusterMap, placed: u64) -> Result<Option<Pu
     }
     let next_id = map.pgs.iter().map(|pg| pg.id).max().unwrap_or(0) + 1;
     if let Some(class) = map.classes.first().filter(|_| !map.pgs.is_empty()) {
-        return Ok(renew(map, class, next_id));
+        return Ok(renew(map, class, next_id).filter(|_| may_move(map)));
     }
     let targets = candidates(map, "default");
     let initial = head.config.initial_targets as usize;

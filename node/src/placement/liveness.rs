@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
+use holdfast_machine::FEATURE_LEVEL_FIRST;
 use holdfast_proto::meta::{
     ClusterMap, Node, NodeState, Target, TargetReport, TargetState, TargetStateChange,
 };
@@ -46,6 +47,7 @@ const OUT_FULL_MAX: f64 = 0.85;
 struct Heard {
     at: Duration,
     incarnation: u64,
+    level: u32,
     reports: Vec<TargetReport>,
 }
 
@@ -70,8 +72,21 @@ impl Liveness {
         if self.heard.get(&node).is_some_and(|heard| heard.incarnation > incarnation) {
             return false;
         }
-        self.heard.insert(node, Heard { at: now, incarnation, reports });
+        let level = self.heard.get(&node).map_or(FEATURE_LEVEL_FIRST, |heard| heard.level);
+        self.heard.insert(node, Heard { at: now, incarnation, level, reports });
         true
+    }
+
+    /// What a node said in its last beat of the feature level it knows.
+    pub(crate) fn knows(&mut self, node: u64, level: u32) {
+        if let Some(heard) = self.heard.get_mut(&node) {
+            heard.level = level.max(FEATURE_LEVEL_FIRST);
+        }
+    }
+
+    /// The feature level that a node knows; `None` when it has not been heard of.
+    pub(crate) fn level(&self, node: u64) -> Option<u32> {
+        self.heard.get(&node).map(|heard| heard.level)
     }
 
     /// How long a node has been silent, as far as this leader can know.

@@ -89,7 +89,7 @@ impl Admin for AdminService {
         let Some(head) = &self.head else { return Ok(Response::new(self.contact.change(asked).await?)) };
         if !head.leads() && !sent_on {
             let mut client = AdminClient::new(head.leader_channel()?);
-            return Ok(within(client.change(forwarded(asked))).await?);
+            return within(client.change(forwarded(asked))).await;
         }
         let what = asked.what.ok_or_else(|| Fault::new(FaultKind::Invalid, "an unknown change"))?;
         Ok(Response::new(change::change(head, what).await?))
@@ -107,7 +107,7 @@ impl Admin for AdminService {
                 );
             }
             let mut client = AdminClient::new(head.leader_channel()?);
-            return Ok(within(client.may_i(forwarded(asked))).await?);
+            return within(client.may_i(forwarded(asked))).await;
         }
         let what = asked.what.ok_or_else(|| Fault::new(FaultKind::Invalid, "an unknown question"))?;
         Ok(Response::new(change::may_i(head, what).await?))

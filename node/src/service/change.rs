@@ -14,6 +14,7 @@ use holdfast_proto::meta::{
 use holdfast_proto::v1::FaultKind;
 
 use super::zone_head::ZoneHead;
+use crate::placement::keeper::may_move;
 
 /// A voter that has not beaten for this long does not count.
 const ALIVE: Duration = Duration::from_secs(5);
@@ -31,6 +32,13 @@ fn refused(detail: impl Into<String>) -> Fault {
 pub(super) async fn change(head: &ZoneHead, what: change_request::What) -> Result<ChangeResponse, Fault> {
     use change_request::What;
     let map = head.read_map().await?;
+    let is_old_enough = matches!(what, What::BeginMaintenance(_) | What::EndMaintenance(_));
+    if !is_old_enough && !may_move(&map) {
+        return Err(refused(format!(
+            "the zone is at feature level {}: nothing moves or leaves before every node runs the newer version",
+            map.feature_level
+        )));
+    }
     let said = match what {
         What::DrainTarget(target) => {
             let state = target_state(&map, target)?;

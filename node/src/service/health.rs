@@ -24,6 +24,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) lost_stripes: usize,
     /// Why targets that are down for long stay so.
     pub(crate) out_held_back: Option<&'a str>,
+    /// Which node keeps the feature level from rising, in words.
+    pub(crate) level_held: Option<&'a str>,
     /// Meta nodes that `zone init` named.
     pub(crate) meta_named: usize,
 }
@@ -45,8 +47,20 @@ pub(crate) fn codes(facts: &Facts<'_>) -> Vec<HealthCode> {
     placement(facts, &mut codes);
     repair(facts, &mut codes);
     targets(facts, &mut codes);
+    level(facts, &mut codes);
     codes.sort_by_key(|code| code.severity != "error");
     codes
+}
+
+fn level(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
+    if let Some(held) = facts.level_held {
+        codes.push(code(
+            "warning",
+            "FEATURE_LEVEL_HELD",
+            format!("the zone stays at feature level {}: {held}", facts.map.feature_level),
+            "upgrade that node, or take its node.feature_level_max away; until then nothing is rebuilt elsewhere",
+        ));
+    }
 }
 
 fn leaders(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
@@ -322,6 +336,7 @@ mod tests {
             missed_writes: 0,
             lost_stripes: 0,
             out_held_back: None,
+            level_held: None,
             meta_named: 3,
         }
     }
@@ -358,9 +373,15 @@ mod tests {
             ..TargetReport::default()
         };
         let nodes = [NodeStatus { node: 6, alive: true, silent_ms: 0, targets: vec![report] }];
-        let facts = Facts { nodes: &nodes, lost_stripes: 1, out_held_back: Some("x"), ..well(&map) };
+        let facts = Facts {
+            nodes: &nodes,
+            lost_stripes: 1,
+            out_held_back: Some("x"),
+            level_held: Some("y"),
+            ..well(&map)
+        };
         let told = ["OBJECTS_LOST", "TARGET_OUT", "OUT_HELD_BACK", "PLACEMENT_MOVING", "NODE_MAINTENANCE"];
         assert_eq!(names(&facts)[..5], told);
-        assert_eq!(names(&facts)[5..], ["TARGET_DRAINING", "SPACE_NEARLY_FULL"]);
+        assert_eq!(names(&facts)[5..], ["TARGET_DRAINING", "SPACE_NEARLY_FULL", "FEATURE_LEVEL_HELD"]);
     }
 }

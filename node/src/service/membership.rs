@@ -91,7 +91,14 @@ impl MembershipService {
         }
         let node = request.node.ok_or_else(|| Fault::new(FaultKind::Invalid, "a join without a node"))?;
         // Before the zone is made its group has a leader, but no rows to put a node into.
-        head.read_map().await?;
+        let map = head.read_map().await?;
+        let level = request.feature_level.max(holdfast_machine::FEATURE_LEVEL_FIRST);
+        if level < map.feature_level {
+            return foreign(&format!(
+                "the zone is at feature level {} and this node knows {level}: install the version that the other nodes run",
+                map.feature_level
+            ));
+        }
         let id = self.put_node(node, request.nonce).await?;
         let mut targets = Vec::with_capacity(request.targets.len());
         for target in request.targets {
@@ -171,6 +178,7 @@ impl MembershipService {
         if !liveness.beat(request.node, request.incarnation, request.targets, head.now()) {
             return Err(Fault::new(FaultKind::Invalid, "a younger incarnation of this node is alive"));
         }
+        liveness.knows(request.node, request.feature_level);
         let map = head.feed.current();
         let is_meta = map.as_ref().is_some_and(|map| {
             map.nodes.iter().any(|node| node.id == request.node && crate::node::contact::is_meta(node))
@@ -220,6 +228,7 @@ mod tests {
             node: Some(Node { addr: "127.0.0.1:1".into(), ..Node::default() }),
             nonce: vec![nonce; 16].into(),
             zone_name: zone.head.identity.zone_name.clone(),
+            feature_level: holdfast_machine::FEATURE_LEVEL,
             ..JoinRequest::default()
         };
         let first = service.join(Request::new(join(1))).await.unwrap().into_inner();
@@ -227,6 +236,9 @@ mod tests {
         assert_eq!((again.node, again.map.unwrap().nodes.len()), (first.node, 2));
         let other = service.join(Request::new(join(2))).await.unwrap().into_inner();
         assert_ne!(other.node, first.node);
+        let older = JoinRequest { feature_level: holdfast_machine::FEATURE_LEVEL - 1, ..join(3) };
+        let refused = service.join(Request::new(older)).await.unwrap_err();
+        assert!(refused.message().contains("feature level"), "{refused}");
         zone.stop().await;
     }
 }

@@ -40,6 +40,7 @@ pub(crate) async fn status(head: &ZoneHead, cluster: Option<&Cluster>) -> Result
     };
     let wait = head.placement_wait.lock().clone();
     let held_back = head.out_held_back.lock().clone().filter(|_| leads);
+    let level_held = head.level_held.lock().clone();
     let facts = Facts {
         map: &map,
         nodes: &nodes,
@@ -49,6 +50,7 @@ pub(crate) async fn status(head: &ZoneHead, cluster: Option<&Cluster>) -> Result
         missed_writes,
         lost_stripes: head.repair.lock().lost.len(),
         out_held_back: held_back.as_deref(),
+        level_held: level_held.as_deref(),
         meta_named: head.identity.founding.as_ref().map_or(0, |founding| founding.meta.len() + 1),
     };
     let health = codes(&facts);

@@ -38,6 +38,8 @@ pub(crate) struct ZoneHead {
     pub(crate) placement_wait: Mutex<Option<String>>,
     /// Why targets that have been down for long do not go out, in words.
     pub(crate) out_held_back: Mutex<Option<String>>,
+    /// Which node keeps the feature level from rising, in words.
+    pub(crate) level_held: Mutex<Option<String>>,
     /// What repair has seen and done, while this node leads the zone.
     pub(crate) repair: Mutex<RepairState>,
     leader_channel: Mutex<Option<(String, Channel)>>,
@@ -61,6 +63,7 @@ impl ZoneHead {
             free: RwLock::default(),
             placement_wait: Mutex::default(),
             out_held_back: Mutex::default(),
+            level_held: Mutex::default(),
             repair: Mutex::default(),
             leader_channel: Mutex::default(),
         }

@@ -136,7 +136,9 @@ impl SmallZone {
             incarnation: 1,
             ..Node::default()
         };
-        found(&groups, &identity, &founding, node, PARTITIONS).await.unwrap();
+        found(&groups, &identity, &founding, node, PARTITIONS, holdfast_machine::FEATURE_LEVEL)
+            .await
+            .unwrap();
         let feed = MapFeed::new(None);
         let config = MetaConfig { garbage_grace: Span::secs(0), ..MetaConfig::default() };
         let head = Arc::new(ZoneHead::new(groups.clone(), identity, config, feed.clone(), Env::real()));

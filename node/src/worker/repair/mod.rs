@@ -33,6 +33,7 @@ use self::orphans::Collector;
 use self::owners::Owners;
 use self::verdict::{Places, Surplus, Verdict};
 use super::reach::Reach;
+use crate::placement::keeper::may_move;
 use crate::service::zone_head::ZoneHead;
 use crate::supervisor::Progress;
 
@@ -186,7 +187,8 @@ impl Repair {
     }
 
     async fn tick(&mut self, progress: &Progress) {
-        let map = self.head.feed.current().filter(|map| self.head.leads() && !map.pgs.is_empty());
+        let may = |map: &ClusterMap| self.head.leads() && !map.pgs.is_empty() && may_move(map);
+        let map = self.head.feed.current().filter(|map| may(map));
         let Some(map) = map else {
             (self.schedule, self.orphans_next) = (Schedule::default(), None);
             *self.head.repair.lock() = RepairState::default();
