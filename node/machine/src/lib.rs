@@ -80,7 +80,33 @@ pub fn level_of(op: &Op) -> u32 {
         Op::SetNodeState(op) if op.state() == NodeState::NodeRemoved => LEVEL_MOVES,
         // Sent when everybody knows the level it names, and above the first level everybody knows it.
         Op::RaiseFeatureLevel(op) => op.level,
-        _ => FEATURE_LEVEL_FIRST,
+        // All others by name: whoever adds one says here from which level on.
+        Op::PutBucketRow(_)
+        | Op::DropBucketRow(_)
+        | Op::PutObject(_)
+        | Op::DeleteObject(_)
+        | Op::CreateUpload(_)
+        | Op::PutPart(_)
+        | Op::CompleteUpload(_)
+        | Op::AbortUpload(_)
+        | Op::FenceWrite(_)
+        | Op::RenewWrite(_)
+        | Op::FreeGarbage(_)
+        | Op::ClearMissed(_)
+        | Op::InitRealm(_)
+        | Op::CreateAccount(_)
+        | Op::PutAccessKey(_)
+        | Op::CreateBucket(_)
+        | Op::SetBucketState(_)
+        | Op::SetBucketConfig(_)
+        | Op::DropBucket(_)
+        | Op::InitZone(_)
+        | Op::PutNode(_)
+        | Op::PutTarget(_)
+        | Op::SetTargetStates(_)
+        | Op::PutPlacement(_)
+        | Op::PutGroups(_)
+        | Op::SetNodeState(_) => FEATURE_LEVEL_FIRST,
     }
 }
 
