@@ -9,6 +9,7 @@
 
 pub mod chunked;
 pub mod cluster;
+pub mod damage;
 pub mod multipart;
 pub mod process;
 pub mod s3;

@@ -2,13 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test it is an assertion")]
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_chaos::cluster::{Options, Zone};
+use holdfast_chaos::damage::flip;
 use holdfast_chaos::wait;
 use rand::RngCore;
 
@@ -16,38 +14,6 @@ fn random(bytes: usize) -> Bytes {
     let mut content = vec![0; bytes];
     rand::rng().fill_bytes(&mut content);
     content.into()
-}
-
-/// Flips one bit wherever `needle` lies in the files below `dir`; how many places there were.
-///
-/// The code is systematic: a piece of an object lies in a segment as it is.
-fn flip(dir: &Path, needle: &[u8]) -> usize {
-    let mut flipped = 0;
-    for path in files_below(dir) {
-        let content = std::fs::read(&path).unwrap();
-        let Some(at) = content.windows(needle.len()).position(|window| window == needle) else { continue };
-        let file = File::options().write(true).open(&path).unwrap();
-        file.write_all_at(&[content[at] ^ 1], at as u64).unwrap();
-        file.sync_all().unwrap();
-        flipped += 1;
-    }
-    flipped
-}
-
-fn files_below(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut left = vec![dir.to_owned()];
-    while let Some(dir) = left.pop() {
-        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            let kind = entry.file_type().unwrap();
-            if kind.is_dir() {
-                left.push(entry.path());
-            } else if kind.is_file() && entry.metadata().unwrap().len() > 0 {
-                found.push(entry.path());
-            }
-        }
-    }
-    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -95,9 +97,9 @@ pub(crate) trait DiskFile: Send + Sync + fmt::Debug {
     /// Makes the data and what is needed to read it durable. Never repeated after a failure: the kernel may have
     /// dropped the very pages that failed.
     fn sync(&self) -> io::Result<()>;
-    /// After this, reads ask the device for what was synced: pages that a failed sync left behind as if they were
-    /// clean are not believed.
-    fn drop_cache(&self) -> io::Result<()>;
+    /// After this, reads of the range ask the device for what was synced: pages that a failed sync left behind as if they
+    /// were clean are not believed. All of the file: from 0 to the greatest number.
+    fn drop_cache(&self, range: Range<u64>) -> io::Result<()>;
     /// Length, bytes.
     fn len(&self) -> io::Result<u64>;
     /// Cuts or extends to `len` bytes.
@@ -302,8 +304,15 @@ impl DiskFile for MachineFile {
         self.file.sync_data()
     }
 
-    fn drop_cache(&self) -> io::Result<()> {
-        Ok(rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)?)
+    fn drop_cache(&self, range: Range<u64>) -> io::Result<()> {
+        // Pages that are only partly in the range would stay.
+        let align = DIRECT_ALIGN as u64;
+        let start = range.start / align * align;
+        let length = range
+            .end
+            .checked_next_multiple_of(align)
+            .and_then(|end| NonZeroU64::new(end.saturating_sub(start)));
+        Ok(rustix::fs::fadvise(&self.file, start, length, Advice::DontNeed)?)
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::output;
 use super::target_zone::ZoneArgs;
 
-async fn ask(zone: &ZoneArgs) -> anyhow::Result<(StatusResponse, ClusterMap)> {
+pub(super) async fn ask(zone: &ZoneArgs) -> anyhow::Result<(StatusResponse, ClusterMap)> {
     let mut status = zone.contact()?.status().await.map_err(|fault| anyhow::anyhow!("{}", fault.message))?;
     let map = status.map.take().unwrap_or_default();
     Ok((status, map))
@@ -273,7 +273,7 @@ fn target_state(state: TargetState) -> &'static str {
     }
 }
 
-fn reports(status: &StatusResponse) -> BTreeMap<u32, &TargetReport> {
+pub(super) fn reports(status: &StatusResponse) -> BTreeMap<u32, &TargetReport> {
     status.nodes.iter().flat_map(|node| &node.targets).map(|report| (report.target, report)).collect()
 }
 

@@ -7,6 +7,7 @@ mod change;
 mod inspect;
 mod object;
 mod output;
+mod scrub;
 pub(crate) mod serve;
 mod target_zone;
 
@@ -55,6 +56,9 @@ enum Command {
     /// Objects, as the zone stores them
     #[command(subcommand)]
     Object(object::ObjectCommand),
+    /// Whether what is stored still reads back
+    #[command(subcommand)]
+    Scrub(scrub::ScrubCommand),
     /// Configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -137,6 +141,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Pg(ListCommand::List(zone)) => block_on(inspect::pgs(&zone)),
         Command::Bucket(ListCommand::List(zone)) => block_on(inspect::buckets(&zone)),
         Command::Object(object::ObjectCommand::Stat(args)) => block_on(object::stat(&args)),
+        Command::Scrub(command) => block_on(scrub::run(command)),
         Command::Config(ConfigCommand::Check { config }) => {
             let checked = config::load(&config)?;
             output::line(&format!("{}: good; roles: {}", config.display(), checked.roles().join(", ")))

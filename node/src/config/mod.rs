@@ -116,6 +116,10 @@ section!(
         segment_bytes: Size = Size::gib(1),
         /// Memory for the shard index of each target.
         index_cache_bytes: Size = Size::mib(16),
+        /// Everything is read and proven once in this time.
+        scrub_every: Span = Span::secs(14 * 24 * 3600),
+        /// Scrubbing reads no more than this in a second of each target, bytes.
+        scrub_bytes_per_second: Size = Size::mib(50),
     }
 );
 

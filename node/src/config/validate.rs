@@ -144,6 +144,12 @@ impl Check<'_> {
         if data.index_cache_bytes.bytes() < 1 << 20 {
             self.fault("data.index_cache_bytes", "at least 1MiB");
         }
+        if data.scrub_every.get() < Duration::from_secs(60) {
+            self.fault("data.scrub_every", "at least 1min");
+        }
+        if data.scrub_bytes_per_second < Size::mib(1) {
+            self.fault("data.scrub_bytes_per_second", "at least 1MiB: a pass would never end");
+        }
     }
 
     fn gateway(&mut self, gateway: &GatewaySection) {

@@ -25,7 +25,7 @@ fn described(number: u32) -> (ShardMeta, Bytes) {
 
 fn row(number: u32) -> StoredShard {
     let (meta, _) = described(number);
-    StoredShard { shard: meta.shard, pg: meta.pg, scheme: meta.scheme, length: meta.length }
+    StoredShard { shard: meta.shard, pg: meta.pg, scheme: meta.scheme, length: meta.length, bad: false }
 }
 
 async fn put_all(target: &Target, numbers: impl Iterator<Item = u32>) {

@@ -6,7 +6,7 @@
 //! it cannot be trusted (`indexer`), and never stands between a write and its acknowledgement.
 //!
 //! A crash leaves segments whose last batch may be torn; nothing in it was acknowledged, so opening cuts it off
-//! (`scan`). Everything before it was fsynced.
+//! (`scan`). Everything before it was fsynced. What was read back whole once may not be later: `scrub` reads it all, again and again.
 
 mod aligned;
 mod directory;
@@ -18,6 +18,7 @@ mod overlay;
 mod read;
 mod record;
 mod scan;
+pub(crate) mod scrub;
 mod segment;
 mod service;
 mod shared;

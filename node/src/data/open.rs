@@ -154,7 +154,7 @@ impl Tail {
         // A process that was killed before its sync left bytes that read back whole and are not on disk. What is found
         // from here on is; and what an earlier failed sync gave up is not found.
         file.sync()?;
-        file.drop_cache()?;
+        file.drop_cache(0..u64::MAX)?;
         home.disk.sync_dir(&home.dir)?;
         if read_footer(&*file, last, &home.key)? != Seal::Unproven {
             return Ok(fresh(last + 1));

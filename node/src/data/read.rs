@@ -81,6 +81,16 @@ impl Reader {
         blocks.ok_or(ReadError::Header(entry))
     }
 
+    /// Has the next read of a record ask the device. Where that cannot be had, it reads what memory says.
+    pub(super) fn drop_cache(&self, entry: Entry) {
+        let end = entry.data_offset() + u64::from(entry.length);
+        if let Ok(file) = self.file(entry.at.segment)
+            && let Err(error) = file.drop_cache(entry.at.offset..end)
+        {
+            tracing::debug!(segment = entry.at.segment, %error, "pages stay in the cache");
+        }
+    }
+
     /// What the header of a shard says. Waits for the device.
     pub(super) fn meta(&self, shard: ShardId, entry: Entry) -> Result<ShardMeta, ReadError> {
         Ok(self.read(shard, entry, 0..0)?.meta)

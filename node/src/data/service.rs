@@ -10,7 +10,7 @@ use bytes::Bytes;
 use holdfast_proto::data::shards_server::{Shards, ShardsServer};
 use holdfast_proto::data::{
     DeleteShards, DeleteShardsDone, GetShard, ListShards, ListShardsDone, PutShard, PutShardDone,
-    ShardBlocks, StatShards, StatShardsDone,
+    ScrubTarget, ScrubTargetDone, ShardBlocks, StatShards, StatShardsDone,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{ShardId, TargetId};
@@ -24,7 +24,7 @@ use super::target::{ShardPage, Target};
 /// Shards in one page of a listing, at most.
 pub(super) const LIST_MAX: usize = 4000;
 /// Bytes of one of them in a message, at most: its tag and length, and the same and the value of each field.
-pub(super) const STORED_SHARD_BYTES_MAX: usize = 2 + (2 + ShardId::LEN) + 6 + (2 + 3 * 3) + 6;
+pub(super) const STORED_SHARD_BYTES_MAX: usize = 2 + (2 + ShardId::LEN) + 6 + (2 + 3 * 3) + 6 + 2;
 
 /// Serves every target that was added. Cheap to clone; clones share the targets.
 #[derive(Debug, Clone, Default)]
@@ -88,6 +88,11 @@ impl Shards for ShardService {
         let StatShards { target, shards } = request.into_inner();
         let present = self.target(target)?.stat(&shards)?;
         Ok(Response::new(StatShardsDone { present }))
+    }
+
+    async fn scrub(&self, request: Request<ScrubTarget>) -> Result<Response<ScrubTargetDone>, Status> {
+        self.target(request.into_inner().target)?.ask_scrub();
+        Ok(Response::new(ScrubTargetDone {}))
     }
 
     async fn list(&self, request: Request<ListShards>) -> Result<Response<ListShardsDone>, Status> {

@@ -77,7 +77,7 @@ async fn a_client_puts_gets_lists_and_deletes_over_a_connection() {
 #[test]
 fn a_full_page_of_the_longest_rows_fits_a_message() {
     let scheme = Scheme { codec: 255, data: 255, parity: 255 };
-    let row = StoredShard { shard: wire(1), pg: u32::MAX, scheme: Some(scheme), length: u32::MAX };
+    let row = StoredShard { shard: wire(1), pg: u32::MAX, scheme: Some(scheme), length: u32::MAX, bad: true };
     let page = ListShardsDone { shards: vec![row; LIST_MAX], more: true, last: wire(2) };
     let bytes = prost::Message::encoded_len(&page);
     assert!(bytes <= LIST_MAX * STORED_SHARD_BYTES_MAX + 64, "{bytes}");

@@ -17,6 +17,7 @@ use super::index::{IndexHome, ShardIndex, Totals};
 use super::overlay::{Changes, Known, Overlay};
 use super::read::{Blocks, ReadError, Reader, bad_blocks};
 use super::record::Entry;
+use super::scrub::Board;
 use super::segment::SegmentHome;
 use super::space::SpaceWatch;
 use super::target::ShardPage;
@@ -94,6 +95,7 @@ pub(super) struct Shared {
     pub(super) meters: Meters,
     corrupt_blocks: AtomicU64,
     bad: Mutex<HashMap<ShardId, u32>>,
+    pub(super) scrub: Board,
     fault: Mutex<Option<Fault>>,
 }
 
@@ -119,6 +121,7 @@ impl Shared {
             meters: Meters::new(),
             corrupt_blocks: AtomicU64::new(0),
             bad: Mutex::default(),
+            scrub: Board::default(),
             fault: Mutex::new(None),
         }
     }
@@ -254,6 +257,20 @@ impl Shared {
         );
     }
 
+    /// A shard that was found bad in an earlier life: counted then.
+    pub(super) fn remember_bad(&self, shard: ShardId) {
+        self.bad.lock().entry(shard).or_insert(0);
+    }
+
+    /// What is known to be bad now.
+    pub(super) fn bad_shards(&self) -> Vec<ShardId> {
+        self.bad.lock().keys().copied().collect()
+    }
+
+    pub(super) fn bad_count(&self) -> u64 {
+        self.bad.lock().len() as u64
+    }
+
     pub(super) fn is_bad(&self, shard: ShardId) -> bool {
         self.bad.lock().contains_key(&shard)
     }
@@ -331,6 +348,7 @@ impl Shared {
                 pg: entry.layout.pg(),
                 scheme: entry.layout.scheme(),
                 length: entry.length,
+                bad: self.is_bad(shard),
             }));
         }
         Some(page)

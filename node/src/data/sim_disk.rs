@@ -400,9 +400,16 @@ impl DiskFile for Handle {
         Ok(())
     }
 
-    fn drop_cache(&self) -> io::Result<()> {
+    fn drop_cache(&self, range: std::ops::Range<u64>) -> io::Result<()> {
+        let align = DIRECT_ALIGN as u64;
+        let covers = |block: &usize| {
+            let start = *block as u64 * align;
+            start < range.end && start + align > range.start
+        };
         self.with(None, |file, _| {
-            SimFile::copy_blocks(&file.durable, &mut file.current, &std::mem::take(&mut file.given_up));
+            let (dropped, kept) = std::mem::take(&mut file.given_up).into_iter().partition(covers);
+            file.given_up = kept;
+            SimFile::copy_blocks(&file.durable, &mut file.current, &dropped);
             Ok(())
         })
     }

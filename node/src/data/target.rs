@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::index::IndexHome;
 use super::read::bad_blocks;
 use super::record::{Layout, META_BYTES_MAX};
+use super::scrub::Board;
 use super::shared::{Lookup, Place, Shared};
 use super::sled_index::SledHome;
 pub(crate) use super::space::Thresholds;
@@ -165,6 +166,7 @@ pub(crate) struct Target {
     queue_kib: Arc<Semaphore>,
     queue_kib_max: u32,
     threads: Mutex<Option<Threads>>,
+    env: Env,
     cancel: CancellationToken,
 }
 
@@ -212,8 +214,9 @@ impl Target {
         cancel: CancellationToken,
         index: Arc<dyn IndexHome>,
     ) -> Result<Arc<Self>, TargetError> {
-        let opened = open::open(&config, env, index)?;
+        let opened = open::open(&config, env.clone(), index)?;
         let shared = Arc::new(opened.shared);
+        Board::load(&shared);
         let (sender, receiver) = mpsc::channel(QUEUE_JOBS);
         // A full shard, its meta and the padding always fit.
         let batch_bytes = config.batch_bytes.max(SHARD_BYTES_MAX + META_BYTES_MAX + (64 << 10));
@@ -232,6 +235,7 @@ impl Target {
             queue_kib: Arc::new(Semaphore::new(queue_kib_max as usize)),
             queue_kib_max,
             threads: Mutex::new(Some(Threads { writer, indexer })),
+            env,
             cancel,
         }))
     }
@@ -267,6 +271,8 @@ impl Target {
             shards: totals.shards,
             corrupt_blocks: self.shared.corrupt_blocks(),
             recovering: self.shared.is_recovering(),
+            bad_shards: self.shared.bad_count(),
+            scrub: Some(self.shared.scrub.report(self.env.now_ms())),
         }
     }
 
@@ -387,18 +393,21 @@ impl Target {
         }
     }
 
-    /// Which of these shards are here, in order.
+    /// Which of these shards are here, in order. One that is known to be bad is not.
     ///
     /// # Errors
     /// `SHARD_UNKNOWN` until the index is whole.
     pub(crate) fn stat(&self, shards: &[Bytes]) -> Result<Vec<bool>, Fault> {
         shards
             .iter()
-            .map(|shard| match self.shared.look(parse_shard(shard)?).place {
-                _ if self.shared.is_recovering() => Err(unknown()),
-                Place::Here(_) => Ok(true),
-                Place::Absent => Ok(false),
-                Place::Perhaps(_) | Place::Unknown => Err(unknown()),
+            .map(|shard| {
+                let shard = parse_shard(shard)?;
+                match self.shared.look(shard).place {
+                    _ if self.shared.is_recovering() => Err(unknown()),
+                    Place::Here(_) => Ok(!self.shared.is_bad(shard)),
+                    Place::Absent => Ok(false),
+                    Place::Perhaps(_) | Place::Unknown => Err(unknown()),
+                }
             })
             .collect()
     }
@@ -410,6 +419,10 @@ impl Target {
     pub(crate) async fn list(&self, after: Option<ShardId>, limit: usize) -> Result<ShardPage, Fault> {
         let shared = Arc::clone(&self.shared);
         blocking(move || shared.page(after, limit)).await?.ok_or_else(unknown)
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     fn is_stopping(&self) -> bool {

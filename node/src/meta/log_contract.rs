@@ -236,9 +236,9 @@ impl DiskFile for SyncedFile {
         self.done.lock().push(format!("sync {}", self.name));
         if self.fails { Err(io::Error::other("no disk")) } else { self.real.sync() }
     }
-    fn drop_cache(&self) -> io::Result<()> {
+    fn drop_cache(&self, range: std::ops::Range<u64>) -> io::Result<()> {
         self.done.lock().push(format!("drop {}", self.name));
-        self.real.drop_cache()
+        self.real.drop_cache(range)
     }
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.real.write_at(data, offset)

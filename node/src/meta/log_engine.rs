@@ -99,7 +99,7 @@ fn settle(dir: &Path, disk: &dyn Disk) -> std::io::Result<()> {
         for name in names.iter().filter(|name| name.ends_with(queue)).rev().take(2) {
             let file = disk.open(&dir.join(name), Access::Buffered)?;
             file.sync()?;
-            file.drop_cache()?;
+            file.drop_cache(0..u64::MAX)?;
         }
     }
     disk.sync_dir(dir)

@@ -7,7 +7,8 @@ use std::time::Duration;
 use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::{
     AdminListBucketsRequest, AdminListBucketsResponse, ChangeRequest, ChangeResponse, MayIRequest,
-    MayIResponse, StatObjectRequest, StatObjectResponse, StatusRequest, StatusResponse,
+    MayIResponse, StartScrubRequest, StartScrubResponse, StatObjectRequest, StatObjectResponse,
+    StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::limits::{H2_WINDOW_BYTES, MESSAGE_BYTES_MAX};
@@ -124,6 +125,14 @@ impl Contact {
     pub(crate) async fn change(&self, request: ChangeRequest) -> Result<ChangeResponse, Fault> {
         self.ask(STATUS_TIMEOUT, |channel| async move { AdminClient::new(channel).change(request).await })
             .await
+    }
+
+    pub(crate) async fn start_scrub(&self, request: StartScrubRequest) -> Result<StartScrubResponse, Fault> {
+        self.ask(STATUS_TIMEOUT, |channel| {
+            let request = request.clone();
+            async move { AdminClient::new(channel).start_scrub(request).await }
+        })
+        .await
     }
 
     pub(crate) async fn may_i(&self, request: MayIRequest) -> Result<MayIResponse, Fault> {

@@ -22,6 +22,7 @@ use super::readiness::Conditions;
 use super::roles::{self, Opened};
 use crate::config::Config;
 use crate::data::ShardService;
+use crate::data::scrub::{self, ScrubConfig};
 use crate::env::Env;
 use crate::formation::join::{self, SelfDescription};
 use crate::formation::{found, levels, members};
@@ -273,6 +274,15 @@ impl NodeRuntime {
             let target = &self.targets[place].target;
             service.add(TargetId::new(id), target.clone());
             self.open_targets.write().insert(id, target.clone());
+        }
+        let config = ScrubConfig {
+            every: data.scrub_every.get(),
+            bytes_per_second: data.scrub_bytes_per_second.bytes(),
+        };
+        for opened in &self.targets {
+            let (target, env) = (opened.target.clone(), self.env.clone());
+            self.front
+                .worker("scrub", move |progress| scrub::run(target.clone(), config, env.clone(), progress));
         }
         Ok(Some(service))
     }

@@ -9,7 +9,8 @@ use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::admin_server::Admin;
 use holdfast_proto::admin::{
     AdminListBucketsRequest, AdminListBucketsResponse, BucketStatus, ChangeRequest, ChangeResponse,
-    MayIRequest, MayIResponse, StatObjectRequest, StatObjectResponse, StatusRequest, StatusResponse,
+    MayIRequest, MayIResponse, StartScrubRequest, StartScrubResponse, StatObjectRequest, StatObjectResponse,
+    StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::meta::{Bucket, CountBucket, Counters, Query, answer, query};
@@ -19,6 +20,7 @@ use tonic::{Request, Response, Status};
 
 use super::change;
 use super::object_stat;
+use super::scrub;
 use super::status;
 use super::zone_head::ZoneHead;
 use crate::node::contact::{Contact, FORWARDED, MAP_BYTES_MAX, forwarded};
@@ -93,6 +95,17 @@ impl Admin for AdminService {
         }
         let what = asked.what.ok_or_else(|| Fault::new(FaultKind::Invalid, "an unknown change"))?;
         Ok(Response::new(change::change(head, what).await?))
+    }
+
+    async fn start_scrub(
+        &self,
+        request: Request<StartScrubRequest>,
+    ) -> Result<Response<StartScrubResponse>, Status> {
+        let asked = request.into_inner();
+        let Some(head) = &self.head else { return Ok(Response::new(self.contact.start_scrub(asked).await?)) };
+        let unmade = || Fault::new(FaultKind::FaultUnavailable, "this node has not seen the zone's map yet");
+        let map = head.feed.current().ok_or_else(unmade)?;
+        Ok(Response::new(scrub::start(&map, asked.targets).await?))
     }
 
     async fn may_i(&self, request: Request<MayIRequest>) -> Result<Response<MayIResponse>, Status> {

@@ -260,6 +260,25 @@ fn targets(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
                 "what was read was right; look at the disk",
             ));
         }
+        if report.bad_shards > 0 {
+            codes.push(code(
+                "error",
+                "SHARDS_BAD",
+                format!(
+                    "target {} holds {} shard(s) that do not match their checksums",
+                    report.target, report.bad_shards
+                ),
+                "wait: they are stored again from the others; if it stays, see what repair says",
+            ));
+        }
+        if report.scrub.as_ref().is_some_and(|scrub| scrub.overdue) {
+            codes.push(code(
+                "warning",
+                "SCRUB_OVERDUE",
+                format!("target {} has not been read through for twice its data.scrub_every", report.target),
+                "raise data.scrub_bytes_per_second, or look at its node's log",
+            ));
+        }
         let used = report.capacity_bytes.saturating_sub(report.free_bytes);
         if report.capacity_bytes > 0 && used as f64 / report.capacity_bytes as f64 >= NEARLY_FULL {
             codes.push(code(

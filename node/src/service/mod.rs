@@ -11,5 +11,6 @@ pub(crate) mod incoming;
 pub(crate) mod membership;
 pub(crate) mod meta;
 mod object_stat;
+mod scrub;
 mod status;
 pub(crate) mod zone_head;

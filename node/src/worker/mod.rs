@@ -4,7 +4,7 @@ pub(crate) mod buckets;
 pub(crate) mod garbage;
 pub(crate) mod group_metrics;
 pub(crate) mod mend;
-mod reach;
+pub(crate) mod reach;
 pub(crate) mod repair;
 mod walk;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use holdfast_proto::data::shards_client::ShardsClient;
-use holdfast_proto::data::{DeleteShards, ListShards, ListShardsDone, StatShards};
+use holdfast_proto::data::{DeleteShards, ListShards, ListShardsDone, ScrubTarget, StatShards};
 use holdfast_proto::limits::MESSAGE_BYTES_MAX;
 use holdfast_proto::meta::ClusterMap;
 use tonic::transport::Channel;
@@ -17,7 +17,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Connections by node, with the address each is to.
 #[derive(Debug, Default)]
-pub(super) struct Reach {
+pub(crate) struct Reach {
     channels: HashMap<u64, (String, Channel)>,
 }
 
@@ -70,6 +70,13 @@ impl Reach {
             present.extend(answer.present);
         }
         Ok(present)
+    }
+
+    /// Has a target read through. Cancel-safe.
+    pub(crate) async fn scrub(&mut self, map: &ClusterMap, target: u32) -> anyhow::Result<()> {
+        let mut client = self.client(map, target)?;
+        tokio::time::timeout(CALL_TIMEOUT, client.scrub(ScrubTarget { target })).await??;
+        Ok(())
     }
 
     /// A page of what a target holds, in id order. Cancel-safe.

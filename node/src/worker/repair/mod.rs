@@ -120,14 +120,17 @@ fn listable(map: &ClusterMap) -> BTreeSet<u32> {
 struct Schedule {
     /// The map's generation and shape at the last pass.
     generation: u64,
+    /// Bad shards that targets spoke of then.
+    bad: u64,
     seen: Option<Shape>,
     next: Option<Instant>,
     pause: Duration,
 }
 
 impl Schedule {
-    fn is_due(&mut self, map: &ClusterMap, now: Instant) -> bool {
-        if self.next.is_none_or(|next| now >= next) {
+    fn is_due(&mut self, map: &ClusterMap, bad: u64, now: Instant) -> bool {
+        let more_is_bad = bad > std::mem::replace(&mut self.bad, bad);
+        if more_is_bad || self.next.is_none_or(|next| now >= next) {
             return true;
         }
         if self.generation == map.generation {
@@ -194,7 +197,8 @@ impl Repair {
             *self.head.repair.lock() = RepairState::default();
             return;
         };
-        if !self.schedule.is_due(&map, Instant::now()) {
+        let bad = self.head.liveness.lock().all_reports().map(|report| report.bad_shards).sum();
+        if !self.schedule.is_due(&map, bad, Instant::now()) {
             self.collect_orphans(&map, progress).await;
             return;
         }

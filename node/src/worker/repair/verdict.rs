@@ -88,7 +88,8 @@ impl<'a> Places<'a> {
             return Err(format!("placement group {pg} is too narrow for it"));
         }
         let mut holders: Vec<Vec<TargetId>> = vec![Vec::new(); width];
-        for held in &stripe.shards {
+        // What is bad where it lies is as good as absent; it stays until it is stored again.
+        for held in stripe.shards.iter().filter(|held| !held.stored.bad) {
             let at = holders.get_mut(usize::from(held.index)).ok_or("a shard beyond the scheme's width")?;
             at.push(TargetId::new(held.target));
         }
