@@ -296,6 +296,21 @@ impl Zone {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
+    /// Codes of the zone's newest events about a subject, oldest first, each with its reason.
+    pub fn events(&self, subject: &str) -> anyhow::Result<Vec<(String, String)>> {
+        let output = self.cli(&["events", "--limit", "1000", "--json"]);
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut events = Vec::new();
+        for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let event: serde_json::Value = serde_json::from_slice(line)?;
+            let text = |name: &str| event[name].as_str().map(str::to_owned).context("a text");
+            if event["subject"] == subject {
+                events.push((text("code")?, text("why")?));
+            }
+        }
+        Ok(events)
+    }
+
     /// Shards of an object as `object stat` shows them: (there should be, in their place, lying elsewhere too).
     pub fn shards(&self, bucket: &str, key: &str) -> anyhow::Result<(u64, u64, u64)> {
         let stat = self.json(&["object", "stat", bucket, key])?;

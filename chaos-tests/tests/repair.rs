@@ -49,6 +49,14 @@ fn assert_whole(zone: &Zone, tree: &Tree, bucket: &str, when: &str) {
     assert!(shards > tree.files.len() as u64, "most files have shards");
 }
 
+/// Codes of the events about a node's target, and the same with their reasons.
+fn events_of(zone: &Zone, node: &Node) -> (Vec<String>, Vec<(String, String)>) {
+    let targets = zone.json(&["target", "list"]).unwrap();
+    let own = targets.as_array().unwrap().iter().find(|target| target["node"] == node.id).unwrap();
+    let events = zone.events(&format!("target {}", own["id"])).unwrap();
+    (events.iter().map(|(code, _)| code.clone()).collect(), events)
+}
+
 fn shards_on(zone: &Zone, node: &Node) -> u64 {
     let targets = zone.json(&["target", "list"]).unwrap();
     let own = targets.as_array().unwrap().iter().filter(|target| target["node"] == node.id);
@@ -67,6 +75,12 @@ async fn a_node_that_is_gone_is_rebuilt_and_given_its_share_when_it_returns() {
         zone.until_out(&lost);
         zone.until_settled();
         assert_whole(&zone, &tree, &bucket, "rebuilt without the lost node");
+        let (told, about) = events_of(&zone, &lost);
+        assert_eq!(told[told.len() - 2..], ["TARGET_DOWN", "TARGET_OUT"], "{about:?}");
+        assert!(about.iter().all(|(code, why)| code == "TARGET_ADDED" || !why.is_empty()), "{about:?}");
+        let zone_wide = zone.events("zone").unwrap();
+        let repaired = |(code, _): &(String, String)| code == "REPAIRED";
+        assert!(zone_wide.iter().any(repaired), "{zone_wide:?}");
     });
     sync.verify(CONCURRENCY).await.unwrap();
 
@@ -82,6 +96,7 @@ async fn a_node_that_is_gone_is_rebuilt_and_given_its_share_when_it_returns() {
         });
         zone.until_settled();
         assert_whole(&zone, &tree, &bucket, "the lost node is back");
+        assert_eq!(events_of(&zone, &lost).0.last().map(String::as_str), Some("TARGET_UP"));
     });
     sync.verify(CONCURRENCY).await.unwrap();
 }
@@ -114,6 +129,11 @@ async fn a_rebuild_goes_on_after_the_node_that_led_it_died() {
         zone.revive(&leader).unwrap();
         zone.until_settled();
         assert_whole(&zone, &tree, &bucket, "rebuilt under another leader");
+        // What the first leader saw is still known, and not told twice.
+        let (told, about) = events_of(&zone, &lost);
+        assert_eq!(told.iter().filter(|code| *code == "TARGET_OUT").count(), 1, "{about:?}");
+        let leaders = zone.events("zone").unwrap();
+        assert!(leaders.iter().filter(|(code, _)| code == "ZONE_LEADER").count() > 1, "{leaders:?}");
     });
     sync.verify(CONCURRENCY).await.unwrap();
 }

@@ -79,3 +79,6 @@ const _: () = assert!(PARTS_MAX <= u16::MAX as u32, "part numbers fit a u16");
 const _: () = assert!(INLINE_BYTES_MAX < EC_SHARD_BYTES_MIN, "inline bodies are below the copies");
 const _: () =
     assert!(OBJECT_BYTES_MAX / (SHARD_BYTES_MAX as u64) < u32::MAX as u64, "stripes of an object fit a u32");
+
+/// Events that a zone remembers.
+pub const EVENTS_MAX: u64 = 10_000;

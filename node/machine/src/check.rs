@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{BucketId, GroupId, GroupKind, Slot, UploadId, VersionId, WriteId, slot_of};
+use holdfast_proto::limits::EVENTS_MAX;
 use holdfast_proto::meta::{
-    Bucket, BucketName, Counters, Garbage, Group, Listed, Missed, Node, Part, PlacementGroup, Remembered,
-    StorageClass, Target, Upload, Version, Versioning, WriteOwner, write_owner::Owner,
+    Bucket, BucketName, Counters, Event, Garbage, Group, Listed, Missed, Node, Part, PlacementGroup,
+    Remembered, StorageClass, Target, Upload, Version, Versioning, WriteOwner, write_owner::Owner,
 };
 use prost::Message;
 
@@ -348,8 +349,25 @@ fn zone(kv: &impl KvRead) -> Result<Vec<String>, Halt> {
         }
     }
     rows::<Group>(kv, key::GRP)?;
-    let known =
-        [key::ZON, key::SLT, key::NOD, key::TGT, key::PGS, key::CLS, key::GRP, key::REQ, session::STATE_KEY];
+    // The newest events, without a gap.
+    let events = rows::<Event>(kv, key::EVT)?;
+    let first = state.next_event.saturating_sub(EVENTS_MAX);
+    let wanted = (first..state.next_event).map(|seq| key::of_id(key::EVT, &seq.to_be_bytes()));
+    if !events.iter().map(|(key, _)| &key[..]).eq(wanted.collect::<Vec<_>>().iter().map(Vec::as_slice)) {
+        broken.push(format!("{} events, of which the next is {}", events.len(), state.next_event));
+    }
+    let known = [
+        key::ZON,
+        key::SLT,
+        key::NOD,
+        key::TGT,
+        key::PGS,
+        key::CLS,
+        key::GRP,
+        key::EVT,
+        key::REQ,
+        session::STATE_KEY,
+    ];
     strangers(kv, &known, &mut broken)?;
     requests(kv, &mut broken)?;
     Ok(broken)

@@ -35,6 +35,7 @@ pub(crate) const PGS: Family = b"pgs|";
 pub(crate) const CLS: Family = b"cls|";
 pub(crate) const GRP: Family = b"grp|";
 pub(crate) const SLT: Family = b"slt|";
+pub(crate) const EVT: Family = b"evt|";
 
 /// Bytes of (bucket, slot) after the letters.
 const PLACE_LEN: usize = 18;

@@ -13,6 +13,7 @@ mod checksum;
 mod complete;
 mod condition;
 mod digest;
+mod event;
 mod key;
 pub mod kv;
 mod list;
@@ -74,7 +75,7 @@ pub fn feature_level(kv: &impl KvRead) -> Result<u32, Halt> {
 /// The least level at which every replica makes the same of an operation.
 pub fn level_of(op: &Op) -> u32 {
     match op {
-        Op::RemoveTarget(_) => LEVEL_MOVES,
+        Op::RemoveTarget(_) | Op::RecordEvents(_) => LEVEL_MOVES,
         Op::PutPlacement(op) if op.pgs.iter().any(|pg| !pg.moving.is_empty()) => LEVEL_MOVES,
         Op::FenceWrite(op) if op.begin_hlc != 0 => LEVEL_MOVES,
         Op::SetNodeState(op) if op.state() == NodeState::NodeRemoved => LEVEL_MOVES,
@@ -162,7 +163,8 @@ fn kind_of(op: &Op) -> Option<GroupKind> {
         | Op::PutPlacement(_)
         | Op::PutGroups(_)
         | Op::SetNodeState(_)
-        | Op::RemoveTarget(_) => GroupKind::Zone,
+        | Op::RemoveTarget(_)
+        | Op::RecordEvents(_) => GroupKind::Zone,
     })
 }
 
@@ -207,6 +209,7 @@ fn run<K: Kv>(session: &mut Session<'_, K>, group: GroupId, command: &Command, o
         Op::PutAccessKey(op) => session.put_access_key(op),
         Op::InitZone(op) => session.init_zone(op),
         Op::PutTarget(op) => session.put_target(op),
+        Op::RecordEvents(op) => session.record_events(op),
         Op::SetTargetStates(op) => session.set_target_states(op),
         Op::PutGroups(op) => session.put_groups(op),
         Op::SetNodeState(op) => session.set_node_state(op),
@@ -259,6 +262,7 @@ fn answer_of(kv: &impl KvRead, of: &Of) -> Step<Option<answer::Ok>> {
         Of::ListAccessKeys(of) => Is::AccessKeys(realm::list_access_keys(kv, of)?),
         Of::GetAccount(of) => Is::Account(realm::get_account(kv, of)?),
         Of::GetMap(of) => return Ok(zone::map(kv, of.have_generation)?.map(Is::Map)),
+        Of::ListEvents(of) => Is::Events(event::list(kv, of)?),
         Of::GetDigest(_) => Is::Digest(digest::digest(kv)?),
     }))
 }

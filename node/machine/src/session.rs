@@ -16,7 +16,8 @@ use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{BucketId, GroupId, RequestId, ZoneId};
 use holdfast_proto::limits::{DEDUP_WINDOW_MS, REQUEST_AGE_MS_MAX};
 use holdfast_proto::meta::{
-    Command, GroupState, Outcome, RaiseFeatureLevel, Refusal, Remembered, WriteKey, WriteOwner, write_owner,
+    Command, EventSeverity, GroupState, Outcome, RaiseFeatureLevel, Refusal, Remembered, WriteKey,
+    WriteOwner, write_owner,
 };
 
 use crate::Halt;
@@ -75,6 +76,9 @@ impl<'k, K: Kv> Session<'k, K> {
             self.state.feature_level = op.level;
             if self.state.map_generation > 0 {
                 self.state.map_generation += 1;
+                let text = format!("the zone is at feature level {}", op.level);
+                let why = "every node knows it";
+                self.tell(EventSeverity::EventInfo, "FEATURE_LEVEL_RAISED", "zone".to_owned(), text, why);
             }
         }
         Outcome::default()

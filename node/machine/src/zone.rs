@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use holdfast_proto::id::{GroupId, NodeId, RealmId, ZoneId};
 use holdfast_proto::limits::{PARTITIONS_MAX, SLOT_TABLE_LEN, STRIPE_WIDTH_MAX};
+use holdfast_proto::meta::EventSeverity::{EventError, EventInfo, EventWarning};
 use holdfast_proto::meta::{
     ClusterMap, Group, InitZone, Node, NodeState, Outcome, PlacementGroup, PutGroups, PutNode, PutPlacement,
     PutTarget, Refusal, RemoveTarget, SetNodeState, SetTargetStates, SlotTable, StorageClass, Target,
@@ -128,7 +129,9 @@ impl<K: Kv> Session<'_, K> {
             0 => self.joined_by(&node.nonce)?,
             id => Some(self.node(id)?),
         };
+        let mut started = "NODE_JOINED";
         if let Some(known) = known {
+            started = "NODE_STARTED";
             if node.incarnation < known.incarnation {
                 let detail = format!("incarnation {} came, {} is known", node.incarnation, known.incarnation);
                 return refuse(Refusal::StaleIncarnation, detail);
@@ -153,6 +156,7 @@ impl<K: Kv> Session<'_, K> {
         }
         row::write(self.kv, node_key(node.id), &node);
         self.changed();
+        self.tell_node(started, &node);
         Ok(node_outcome(node.id))
     }
 
@@ -192,6 +196,13 @@ impl<K: Kv> Session<'_, K> {
                     target.set_state(TargetState::TargetUp);
                 }
                 self.state.next_target += 1;
+                let text = format!(
+                    "target {} of {} GiB on node {} is new",
+                    target.id,
+                    target.capacity_bytes >> 30,
+                    NodeId::new(target.node)
+                );
+                self.tell(EventInfo, "TARGET_ADDED", target_name(target.id), text, "");
             }
         }
         row::write(self.kv, target_key(target.id), &target);
@@ -210,14 +221,15 @@ impl<K: Kv> Session<'_, K> {
                 return wire::malformed("no state");
             }
             if target.state != change.state {
-                changed.push((key, Target { state: change.state, ..target }));
+                changed.push((key, Target { state: change.state, ..target }, change.why.as_str()));
             }
         }
         if changed.is_empty() {
             return Ok(generation(self.state.map_generation));
         }
-        for (key, target) in changed {
+        for (key, target, why) in changed {
             row::write(self.kv, key, &target);
+            self.tell_target(&target, why);
         }
         Ok(self.changed())
     }
@@ -246,7 +258,15 @@ impl<K: Kv> Session<'_, K> {
                 );
             }
         }
-        row::write(self.kv, node_key(op.node), &Node { state: op.state, ..node });
+        let node = Node { state: op.state, ..node };
+        row::write(self.kv, node_key(op.node), &node);
+        let code = match op.state() {
+            NodeState::NodeMaintenance => "NODE_MAINTENANCE",
+            NodeState::NodeDraining => "NODE_DRAINING",
+            NodeState::NodeRemoved => "NODE_REMOVED",
+            NodeState::NodeActive | NodeState::Unspecified => "NODE_ACTIVE",
+        };
+        self.tell_node(code, &node);
         Ok(self.changed())
     }
 
@@ -274,6 +294,8 @@ impl<K: Kv> Session<'_, K> {
             row::write(self.kv, key::of_id(key::PGS, &pg.id.to_be_bytes()), &pg);
         }
         self.kv.delete(&key);
+        let text = format!("target {} has left the zone", op.target);
+        self.tell(EventInfo, "TARGET_REMOVED", target_name(op.target), text, "an operator said so");
         Ok(self.changed())
     }
 
@@ -314,7 +336,9 @@ impl<K: Kv> Session<'_, K> {
         if !op.classes.is_empty() {
             self.replace(key::CLS, &op.classes, |class| key::of_text(key::CLS, &class.name))?;
         }
+        let before = rows::<PlacementGroup>(self.kv, key::PGS)?;
         self.replace(key::PGS, &op.pgs, |pg| key::of_id(key::PGS, &pg.id.to_be_bytes()))?;
+        self.tell_placement(&before, &op.pgs);
         Ok(self.changed())
     }
 
@@ -362,9 +386,81 @@ impl<K: Kv> Session<'_, K> {
         }
         for (key, group) in changed {
             row::write(self.kv, key, group);
+            let voters: Vec<String> = group.voters.iter().map(|id| NodeId::new(*id).to_string()).collect();
+            let (name, text) = (group_name(group), format!("its voters are {}", voters.join(", ")));
+            self.tell(EventInfo, "VOTERS_CHANGED", format!("group {name}"), text, "");
         }
         Ok(self.changed())
     }
+
+    fn tell_node(&mut self, code: &str, node: &Node) {
+        let name = NodeId::new(node.id);
+        let text = match code {
+            "NODE_JOINED" => format!("node {name} ({}) on host {} is new", node.roles.join(", "), node.host),
+            "NODE_STARTED" => format!("node {name} has started for the {}. time", node.incarnation),
+            "NODE_MAINTENANCE" => format!("node {name} is under maintenance"),
+            "NODE_DRAINING" => format!("node {name} is being drained"),
+            "NODE_REMOVED" => format!("node {name} has left the zone"),
+            _ => format!("node {name} takes part again"),
+        };
+        let by_itself = matches!(code, "NODE_JOINED" | "NODE_STARTED");
+        let why = if by_itself { "" } else { "an operator said so" };
+        self.tell(EventInfo, code, format!("node {name}"), text, why);
+    }
+
+    fn tell_target(&mut self, target: &Target, why: &str) {
+        let (id, node) = (target.id, NodeId::new(target.node));
+        let (severity, code, text) = match target.state() {
+            TargetState::TargetUp | TargetState::Unspecified => {
+                (EventInfo, "TARGET_UP", format!("target {id} on node {node} is up"))
+            }
+            TargetState::TargetDown => (
+                EventWarning,
+                "TARGET_DOWN",
+                format!("target {id} on node {node} is down: writes go elsewhere"),
+            ),
+            TargetState::TargetOut => (
+                EventError,
+                "TARGET_OUT",
+                format!("target {id} on node {node} is out: what it held is rebuilt on others"),
+            ),
+            TargetState::TargetDraining => (
+                EventInfo,
+                "TARGET_DRAINING",
+                format!("target {id} on node {node} is being drained: what it holds is brought to others"),
+            ),
+        };
+        self.tell(severity, code, target_name(id), text, why);
+    }
+
+    fn tell_placement(&mut self, before: &[PlacementGroup], after: &[PlacementGroup]) {
+        let was = |pg: &PlacementGroup| before.iter().find(|known| known.id == pg.id);
+        let new = after.iter().filter(|pg| was(pg).is_none()).count();
+        let places = |pg: &PlacementGroup| {
+            let old = was(pg)?;
+            Some(pg.targets.iter().zip(&old.targets).filter(|(new, old)| new != old).count())
+        };
+        let moved: usize = after.iter().filter_map(places).sum();
+        let is_complete =
+            |pg: &&PlacementGroup| pg.moving.is_empty() && was(pg).is_some_and(|old| !old.moving.is_empty());
+        let complete = after.iter().filter(is_complete).count();
+        let zone = || "zone".to_owned();
+        if new > 0 {
+            self.tell(EventInfo, "PLACEMENT_MADE", zone(), format!("{new} placement group(s) are new"), "");
+        }
+        if moved > 0 {
+            let text = format!("{moved} place(s) of placement groups have another target");
+            self.tell(EventInfo, "PLACEMENT_CHANGED", zone(), text, "targets came, went or are drained");
+        }
+        if complete > 0 {
+            let text = format!("{complete} placement group(s) are complete at their targets");
+            self.tell(EventInfo, "PLACEMENT_SETTLED", zone(), text, "");
+        }
+    }
+}
+
+fn target_name(id: u32) -> String {
+    format!("target {id}")
 }
 
 fn group_name(group: &Group) -> String {

@@ -19,9 +19,9 @@ use holdfast_proto::limits::SLOT_TABLE_LEN;
 use holdfast_proto::meta::{
     AccessKey, Account, Bucket, BucketState, Checksum, ChecksumAlgorithm, ChecksumType, CompletePart,
     CompleteUpload, CreateBucket, CreateUpload, DeleteObject, DropBucketRow, FenceWrite, Group, InitRealm,
-    InitZone, MissedShard, Node, ObjectHeaders, Pair, PlacementGroup, PutBucketRow, PutNode, PutObject,
-    PutPart, PutPlacement, PutTarget, RenewWrite, StorageClass, Target, Upload, Versioning, command::Op,
-    outcome,
+    InitZone, MissedShard, MovingPlace, Node, ObjectHeaders, Pair, PlacementGroup, PutBucketRow, PutNode,
+    PutObject, PutPart, PutPlacement, PutTarget, RaiseFeatureLevel, RenewWrite, SetTargetStates,
+    StorageClass, Target, TargetState, TargetStateChange, Upload, Versioning, command::Op, outcome,
 };
 use holdfast_proto::v1::{Codec, Scheme};
 use support::{Machine, PARTITION, ZONE, bucket, bucket_id, etag, id, part, put, put_bucket};
@@ -30,11 +30,12 @@ const ZONE_GROUP: GroupId = GroupId::zone_group(ZONE);
 /// A file's name, its text, and the history that makes its rows.
 type Golden = (&'static str, &'static str, fn() -> Machine);
 
-const GOLDEN: [Golden; 4] = [
+const GOLDEN: [Golden; 5] = [
     ("partition.txt", include_str!("golden/partition.txt"), partition),
     ("realm.txt", include_str!("golden/realm.txt"), realm),
     ("zone.txt", include_str!("golden/zone.txt"), zone),
     ("zone_joined.txt", include_str!("golden/zone_joined.txt"), zone_joined),
+    ("zone_level_2.txt", include_str!("golden/zone_level_2.txt"), zone_level_2),
 ];
 
 fn headers() -> ObjectHeaders {
@@ -190,6 +191,24 @@ fn zone() -> Machine {
     machine
 }
 
+/// What came with feature level 2: events, and places that move.
+fn zone_level_2() -> Machine {
+    let mut machine = zone();
+    machine.done(Op::RaiseFeatureLevel(RaiseFeatureLevel { level: 2 }));
+    let change =
+        TargetStateChange { target: 1, state: TargetState::TargetDown.into(), why: "it is silent".into() };
+    machine.done(Op::SetTargetStates(SetTargetStates { changes: vec![change] }));
+    let pg = PlacementGroup {
+        id: 1,
+        epoch: 2,
+        targets: vec![1, 2],
+        class: "STANDARD".into(),
+        moving: vec![MovingPlace { place: 0, from: vec![2] }, MovingPlace { place: 1, from: vec![1] }],
+    };
+    machine.done(Op::PutPlacement(PutPlacement { expected_generation: 6, classes: vec![], pgs: vec![pg] }));
+    machine
+}
+
 /// A node that joined: its row has the nonce of that, which rows from before do not have.
 fn zone_joined() -> Machine {
     let mut machine = Machine::new(ZONE_GROUP);
@@ -234,8 +253,8 @@ fn every_kind_of_row_is_among_them() {
         .filter_map(|line| line.split_once('|').map(|(family, _)| family))
         .collect();
     let expected = [
-        "acc", "bki", "bkn", "bko", "bkt", "cls", "cnt", "cur", "drp", "gc", "grp", "key", "mis", "nod",
-        "pgs", "prt", "req", "rlm", "slt", "sys", "tgt", "upl", "ver", "wrt", "zon",
+        "acc", "bki", "bkn", "bko", "bkt", "cls", "cnt", "cur", "drp", "evt", "gc", "grp", "key", "mis",
+        "nod", "pgs", "prt", "req", "rlm", "slt", "sys", "tgt", "upl", "ver", "wrt", "zon",
     ];
     assert_eq!(families, BTreeSet::from(expected));
 }
@@ -256,7 +275,7 @@ fn parse(golden: &str) -> BTreeMap<Vec<u8>, Bytes> {
 #[test]
 fn golden_rows_are_read() {
     for ((name, golden, _), group) in
-        GOLDEN.into_iter().zip([PARTITION, GroupId::REALM, ZONE_GROUP, ZONE_GROUP])
+        GOLDEN.into_iter().zip([PARTITION, GroupId::REALM, ZONE_GROUP, ZONE_GROUP, ZONE_GROUP])
     {
         assert_eq!(check(&parse(golden), group).unwrap(), Vec::<String>::new(), "{name}");
     }

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use holdfast_machine::{FEATURE_LEVEL, FEATURE_LEVEL_FIRST, admit, feature_level};
 use holdfast_proto::id::{GroupId, NodeId, ZoneId};
 use holdfast_proto::meta::{
-    ClusterMap, GetMap, Group, InitZone, MovingPlace, Node, NodeState, Outcome, PlacementGroup, PutGroups,
-    PutNode, PutPlacement, PutTarget, RaiseFeatureLevel, Refusal, RemoveTarget, SetNodeState,
-    SetTargetStates, StorageClass, Target, TargetState, TargetStateChange, answer, command::Op, outcome,
-    query::Of,
+    ClusterMap, Event, EventSeverity, GetMap, Group, InitZone, ListEvents, MovingPlace, Node, NodeState,
+    Outcome, PlacementGroup, PutGroups, PutNode, PutPlacement, PutTarget, RaiseFeatureLevel, RecordEvents,
+    Refusal, RemoveTarget, SetNodeState, SetTargetStates, StorageClass, Target, TargetState,
+    TargetStateChange, answer, command::Op, outcome, query::Of,
 };
 use holdfast_proto::v1::{Codec, Scheme};
 use support::{Machine, ZONE, id};
@@ -159,7 +159,8 @@ fn targets_are_known_by_their_uuid() {
     let found = map(&machine).targets[0].clone();
     assert_eq!((found.state(), found.media.as_str()), (TargetState::TargetUp, "default"));
     let down = |target| {
-        let change = TargetStateChange { target, state: TargetState::TargetDown.into() };
+        let change =
+            TargetStateChange { target, state: TargetState::TargetDown.into(), why: "silence".into() };
         Op::SetTargetStates(SetTargetStates { changes: vec![change] })
     };
     machine.done(down(1));
@@ -271,7 +272,7 @@ fn targets_and_nodes_leave_when_nothing_needs_them() {
     };
     let remove = |target| Op::RemoveTarget(RemoveTarget { target });
     let set = |target, state: TargetState| {
-        let changes = vec![TargetStateChange { target, state: state.into() }];
+        let changes = vec![TargetStateChange { target, state: state.into(), why: String::new() }];
         Op::SetTargetStates(SetTargetStates { changes })
     };
     let removed = Op::SetNodeState(SetNodeState { node: number(1), state: NodeState::NodeRemoved.into() });
@@ -325,4 +326,70 @@ fn what_an_older_replica_would_not_know_waits_for_the_feature_level() {
         (2, generation + 1),
         "it never falls"
     );
+}
+
+fn events(machine: &Machine, from: u64, limit: u32, newest: bool) -> Vec<(u64, String)> {
+    let answer = machine.answer(Of::ListEvents(ListEvents { from, limit, newest }));
+    let answer::Ok::Events(page) = answer else { panic!("{answer:?}") };
+    page.events.into_iter().map(|event| (event.seq, format!("{} {}", event.code, event.subject))).collect()
+}
+
+fn record(code: &str, text: &str) -> Op {
+    let event = Event {
+        severity: EventSeverity::EventWarning.into(),
+        code: code.into(),
+        subject: "zone".into(),
+        text: text.into(),
+        ..Event::default()
+    };
+    Op::RecordEvents(RecordEvents { events: vec![event] })
+}
+
+#[test]
+fn what_a_command_changes_is_told_once_and_not_before_all_replicas_would() {
+    let mut machine = zone();
+    machine.done(put_target(0, number(1), 1));
+    assert_eq!(events(&machine, 0, 100, false), [], "an older replica would not write the row");
+    machine.done(Op::RaiseFeatureLevel(RaiseFeatureLevel { level: 2 }));
+    machine.done(put_target(0, number(1), 2));
+    let down = |machine: &mut Machine| {
+        let change =
+            TargetStateChange { target: 1, state: TargetState::TargetDown.into(), why: "silence".into() };
+        machine.done(Op::SetTargetStates(SetTargetStates { changes: vec![change] }));
+    };
+    down(&mut machine);
+    down(&mut machine);
+    let node = SetNodeState { node: number(1), state: NodeState::NodeMaintenance.into() };
+    machine.done(Op::SetNodeState(node));
+    let told: Vec<String> = events(&machine, 0, 100, false).into_iter().map(|(_, what)| what).collect();
+    let node_name = format!("NODE_MAINTENANCE node {}", NodeId::new(number(1)));
+    assert_eq!(
+        told,
+        ["FEATURE_LEVEL_RAISED zone", "TARGET_ADDED target 2", "TARGET_DOWN target 1", node_name.as_str()]
+    );
+    assert_eq!(events(&machine, 1, 2, false).iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(events(&machine, 0, 1, true)[0].0, 3);
+}
+
+#[test]
+fn the_same_is_not_told_again_and_the_oldest_are_forgotten() {
+    let mut machine = zone();
+    machine.done(Op::RaiseFeatureLevel(RaiseFeatureLevel { level: 2 }));
+    for op in
+        [record("A", "one"), record("A", "one"), record("B", "one"), record("A", "one"), record("A", "two")]
+    {
+        machine.done(op);
+    }
+    machine.done(record("A", "one"));
+    let told = events(&machine, 1, 100, false);
+    assert_eq!(told.len(), 4, "A one, B one, A two, and A one again: {told:?}");
+    let max = holdfast_proto::limits::EVENTS_MAX;
+    for number in 0..max {
+        let command = machine.command(record("C", &number.to_string()));
+        machine.apply_unchecked(&command);
+    }
+    let kept = machine.rows.keys().filter(|key| key.starts_with(b"evt|")).count() as u64;
+    assert_eq!(kept, max);
+    assert_eq!(events(&machine, 0, 1, false)[0].0, 5, "five came before those");
+    assert_eq!(machine.refusal(record("", "no code")), Refusal::Malformed);
 }

@@ -4,6 +4,7 @@
 //! progress go to standard error.
 
 mod change;
+mod events;
 mod inspect;
 mod object;
 mod output;
@@ -56,6 +57,8 @@ enum Command {
     /// Objects, as the zone stores them
     #[command(subcommand)]
     Object(object::ObjectCommand),
+    /// What happened in the zone, and why
+    Events(events::EventsArgs),
     /// Whether what is stored still reads back
     #[command(subcommand)]
     Scrub(scrub::ScrubCommand),
@@ -141,6 +144,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Pg(ListCommand::List(zone)) => block_on(inspect::pgs(&zone)),
         Command::Bucket(ListCommand::List(zone)) => block_on(inspect::buckets(&zone)),
         Command::Object(object::ObjectCommand::Stat(args)) => block_on(object::stat(&args)),
+        Command::Events(args) => block_on(events::run(args)),
         Command::Scrub(command) => block_on(scrub::run(command)),
         Command::Config(ConfigCommand::Check { config }) => {
             let checked = config::load(&config)?;

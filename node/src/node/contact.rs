@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::{
-    AdminListBucketsRequest, AdminListBucketsResponse, ChangeRequest, ChangeResponse, MayIRequest,
-    MayIResponse, StartScrubRequest, StartScrubResponse, StatObjectRequest, StatObjectResponse,
-    StatusRequest, StatusResponse,
+    AdminListBucketsRequest, AdminListBucketsResponse, ChangeRequest, ChangeResponse, EventsRequest,
+    EventsResponse, MayIRequest, MayIResponse, StartScrubRequest, StartScrubResponse, StatObjectRequest,
+    StatObjectResponse, StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::limits::{H2_WINDOW_BYTES, MESSAGE_BYTES_MAX};
@@ -125,6 +125,13 @@ impl Contact {
     pub(crate) async fn change(&self, request: ChangeRequest) -> Result<ChangeResponse, Fault> {
         self.ask(STATUS_TIMEOUT, |channel| async move { AdminClient::new(channel).change(request).await })
             .await
+    }
+
+    pub(crate) async fn events(&self, request: EventsRequest) -> Result<EventsResponse, Fault> {
+        self.ask(STATUS_TIMEOUT, |channel| async move {
+            AdminClient::new(channel).max_decoding_message_size(MAP_BYTES_MAX).events(request).await
+        })
+        .await
     }
 
     pub(crate) async fn start_scrub(&self, request: StartScrubRequest) -> Result<StartScrubResponse, Fault> {

@@ -339,6 +339,9 @@ impl NodeRuntime {
         });
         let garbage_head = head.clone();
         self.front.worker("garbage", move |progress| worker::garbage::run(garbage_head.clone(), progress));
+        let chronicle_head = head.clone();
+        self.front
+            .worker("chronicle", move |progress| worker::chronicle::run(chronicle_head.clone(), progress));
         let (mend_head, cluster) = (head.clone(), self.cluster.subscribe());
         self.front.worker("mend", move |progress| {
             let (head, mut cluster) = (mend_head.clone(), cluster.clone());

@@ -150,9 +150,11 @@ impl Liveness {
         let mut out = Out::default();
         for target in late {
             match self.may_go_out(map, rules, &out.change, target) {
-                Ok(()) => out
-                    .change
-                    .push(TargetStateChange { target: target.id, state: TargetState::TargetOut.into() }),
+                Ok(()) => out.change.push(TargetStateChange {
+                    target: target.id,
+                    state: TargetState::TargetOut.into(),
+                    why: format!("it has been down for {} s", rules.after.as_secs()),
+                }),
                 Err(why) => {
                     out.held_back.get_or_insert(format!("target {} stays: {why}", target.id));
                 }
@@ -224,18 +226,21 @@ impl Liveness {
         let report = self.reports(target.node).iter().find(|report| report.target == target.id);
         let failed =
             report.is_some_and(|report| !report.writable && !STILL_READS.contains(&report.fault.as_str()));
-        let state = match target.state() {
-            TargetState::TargetUp if failed || self.silent(target.node, now) > down_after => {
-                TargetState::TargetDown
+        let fault = report.map_or("", |report| report.fault.as_str());
+        let (state, why) = match target.state() {
+            TargetState::TargetUp if failed => (TargetState::TargetDown, format!("its disk failed: {fault}")),
+            TargetState::TargetUp if self.silent(target.node, now) > down_after => {
+                let silent = self.silent(target.node, now).as_secs();
+                (TargetState::TargetDown, format!("its node has been silent for {silent} s"))
             }
             TargetState::TargetDown | TargetState::TargetOut
                 if !failed && report.is_some() && self.beats(target.node, down_after, now) =>
             {
-                TargetState::TargetUp
+                (TargetState::TargetUp, "its node is heard again".to_owned())
             }
             _ => return None,
         };
-        Some(TargetStateChange { target: target.id, state: state.into() })
+        Some(TargetStateChange { target: target.id, state: state.into(), why })
     }
 }
 

@@ -9,11 +9,12 @@ use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::admin_server::Admin;
 use holdfast_proto::admin::{
     AdminListBucketsRequest, AdminListBucketsResponse, BucketStatus, ChangeRequest, ChangeResponse,
-    MayIRequest, MayIResponse, StartScrubRequest, StartScrubResponse, StatObjectRequest, StatObjectResponse,
-    StatusRequest, StatusResponse,
+    EventsRequest, EventsResponse, MayIRequest, MayIResponse, StartScrubRequest, StartScrubResponse,
+    StatObjectRequest, StatObjectResponse, StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
-use holdfast_proto::meta::{Bucket, CountBucket, Counters, Query, answer, query};
+use holdfast_proto::id::{GroupId, ZoneId};
+use holdfast_proto::meta::{Bucket, CountBucket, Counters, ListEvents, Query, answer, query};
 use holdfast_proto::v1::FaultKind;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -38,6 +39,14 @@ pub(crate) struct AdminService {
     pub(crate) contact: Arc<Contact>,
     /// `None` until the zone has been reached.
     pub(crate) cluster: watch::Receiver<Option<Cluster>>,
+}
+
+impl AdminService {
+    fn cluster(&self) -> Result<Cluster, Fault> {
+        let cluster = self.cluster.borrow().clone();
+        cluster
+            .ok_or_else(|| Fault::new(FaultKind::FaultUnavailable, "this node has not reached the zone yet"))
+    }
 }
 
 #[tonic::async_trait]
@@ -67,10 +76,7 @@ impl Admin for AdminService {
         &self,
         _request: Request<AdminListBucketsRequest>,
     ) -> Result<Response<AdminListBucketsResponse>, Status> {
-        let cluster = self.cluster.borrow().clone();
-        let cluster = cluster.ok_or_else(|| {
-            Fault::new(FaultKind::FaultUnavailable, "this node has not reached the zone yet")
-        })?;
+        let cluster = self.cluster()?;
         Ok(Response::new(buckets(&cluster).await?))
     }
 
@@ -78,10 +84,7 @@ impl Admin for AdminService {
         &self,
         request: Request<StatObjectRequest>,
     ) -> Result<Response<StatObjectResponse>, Status> {
-        let cluster = self.cluster.borrow().clone();
-        let cluster = cluster.ok_or_else(|| {
-            Fault::new(FaultKind::FaultUnavailable, "this node has not reached the zone yet")
-        })?;
+        let cluster = self.cluster()?;
         Ok(Response::new(object_stat::stat(&cluster, request.into_inner()).await?))
     }
 
@@ -95,6 +98,20 @@ impl Admin for AdminService {
         }
         let what = asked.what.ok_or_else(|| Fault::new(FaultKind::Invalid, "an unknown change"))?;
         Ok(Response::new(change::change(head, what).await?))
+    }
+
+    async fn events(&self, request: Request<EventsRequest>) -> Result<Response<EventsResponse>, Status> {
+        let EventsRequest { from, limit, newest } = request.into_inner();
+        let cluster = self.cluster()?;
+        let of = query::Of::ListEvents(ListEvents { from, limit, newest });
+        let zone = u16::try_from(cluster.map().raw().zone).unwrap_or_default();
+        let group = GroupId::zone_group(ZoneId::new(zone));
+        let answer = cluster.query(group, Query { of: Some(of) }).await;
+        let answer = answer.map_err(|error| Fault::new(FaultKind::FaultUnavailable, error.to_string()))?;
+        match answer.ok {
+            Some(answer::Ok::Events(page)) => Ok(Response::new(EventsResponse { page: Some(page) })),
+            _ => Err(Fault::new(FaultKind::Invalid, "the zone's leader does not know events yet").into()),
+        }
     }
 
     async fn start_scrub(

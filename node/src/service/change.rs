@@ -122,7 +122,11 @@ async fn set_node(head: &ZoneHead, node: u64, state: NodeState) -> Result<(), Fa
 }
 
 async fn set_targets(head: &ZoneHead, states: Vec<(u32, TargetState)>) -> Result<(), Fault> {
-    let change = |(target, state): (u32, TargetState)| TargetStateChange { target, state: state.into() };
+    let change = |(target, state): (u32, TargetState)| TargetStateChange {
+        target,
+        state: state.into(),
+        why: "an operator said so".to_owned(),
+    };
     let changes = states.into_iter().map(change).collect();
     propose(head, command::Op::SetTargetStates(SetTargetStates { changes })).await
 }

@@ -8,7 +8,8 @@ use holdfast_proto::error::Fault;
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::meta::{
-    Answer, ClusterMap, Command, GetMap, Outcome, Query, Refusal, TargetFree, answer, command, query,
+    Answer, ClusterMap, Command, Event, EventSeverity, GetMap, Outcome, Query, RecordEvents, Refusal,
+    TargetFree, answer, command, query,
 };
 use holdfast_proto::v1::FaultKind;
 use parking_lot::{Mutex, RwLock};
@@ -110,6 +111,26 @@ impl ZoneHead {
             }
             Some(outcome) => Ok(outcome),
             None => Err(Fault::new(FaultKind::Invalid, "the zone group gave no outcome")),
+        }
+    }
+
+    /// Tells the zone's event log of something. Whoever tells goes on without it: the next look tells again what still holds.
+    pub(crate) async fn tell(
+        &self,
+        severity: EventSeverity,
+        code: &str,
+        subject: &str,
+        text: String,
+        why: String,
+    ) {
+        let (code, subject) = (code.to_owned(), subject.to_owned());
+        let event = Event { severity: severity.into(), code, subject, text, why, ..Event::default() };
+        if self.feed.current().is_none_or(|map| map.feature_level < holdfast_machine::LEVEL_MOVES) {
+            return;
+        }
+        let op = command::Op::RecordEvents(RecordEvents { events: vec![event] });
+        if let Err(fault) = self.propose(self.request_id(), op).await {
+            tracing::debug!(%fault, "an event was not written down");
         }
     }
 

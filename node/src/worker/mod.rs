@@ -1,6 +1,7 @@
 //! Background work that belongs to no single role's module.
 
 pub(crate) mod buckets;
+pub(crate) mod chronicle;
 pub(crate) mod garbage;
 pub(crate) mod group_metrics;
 pub(crate) mod mend;

@@ -299,7 +299,7 @@ impl SmallZone {
 
     /// Tells the zone that a target is up or down, and waits until its map says so.
     pub(crate) async fn set_state(&self, target: u32, state: TargetState) {
-        let changes = vec![TargetStateChange { target, state: state.into() }];
+        let changes = vec![TargetStateChange { target, state: state.into(), why: String::new() }];
         self.done(self.head.zone_group(), command::Op::SetTargetStates(SetTargetStates { changes })).await;
         eventually("the map says it", async || {
             let map = self.head.feed.current().unwrap();
