@@ -263,6 +263,15 @@ impl Zone {
         });
     }
 
+    /// Waits until `status` says that a killed data node's targets are down, or out already.
+    pub fn until_missed_or_out(&self, node: &Node) {
+        wait::until("a dead node's targets to be given up", START, || {
+            let status = self.status().ok()?;
+            let mut targets = status["targets"].as_array()?.iter().filter(|target| target["node"] == node.id);
+            targets.all(|target| target["state"] == "down" || target["state"] == "out").then_some(())
+        });
+    }
+
     /// Waits until no write lacks a shard.
     pub fn until_whole(&self) {
         wait::until("missed shards to be written", MENDED, || {

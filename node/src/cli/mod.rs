@@ -144,6 +144,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Pg(ListCommand::List(zone)) => block_on(inspect::pgs(&zone)),
         Command::Bucket(ListCommand::List(zone)) => block_on(inspect::buckets(&zone)),
         Command::Object(object::ObjectCommand::Stat(args)) => block_on(object::stat(&args)),
+        Command::Object(object::ObjectCommand::AcceptLoss(args)) => block_on(object::accept_loss(&args)),
         Command::Events(args) => block_on(events::run(args)),
         Command::Scrub(command) => block_on(scrub::run(command)),
         Command::Config(ConfigCommand::Check { config }) => {

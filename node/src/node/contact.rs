@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::{
-    AdminListBucketsRequest, AdminListBucketsResponse, ChangeRequest, ChangeResponse, EventsRequest,
-    EventsResponse, MayIRequest, MayIResponse, StartScrubRequest, StartScrubResponse, StatObjectRequest,
-    StatObjectResponse, StatusRequest, StatusResponse,
+    AcceptLossRequest, AcceptLossResponse, AdminListBucketsRequest, AdminListBucketsResponse, ChangeRequest,
+    ChangeResponse, EventsRequest, EventsResponse, MayIRequest, MayIResponse, StartScrubRequest,
+    StartScrubResponse, StatObjectRequest, StatObjectResponse, StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::limits::{H2_WINDOW_BYTES, MESSAGE_BYTES_MAX};
@@ -125,6 +125,14 @@ impl Contact {
     pub(crate) async fn change(&self, request: ChangeRequest) -> Result<ChangeResponse, Fault> {
         self.ask(STATUS_TIMEOUT, |channel| async move { AdminClient::new(channel).change(request).await })
             .await
+    }
+
+    pub(crate) async fn accept_loss(&self, request: AcceptLossRequest) -> Result<AcceptLossResponse, Fault> {
+        self.ask(STATUS_TIMEOUT, |channel| {
+            let request = request.clone();
+            async move { AdminClient::new(channel).accept_loss(request).await }
+        })
+        .await
     }
 
     pub(crate) async fn events(&self, request: EventsRequest) -> Result<EventsResponse, Fault> {

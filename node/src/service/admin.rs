@@ -8,13 +8,14 @@ use holdfast_client::Cluster;
 use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::admin_server::Admin;
 use holdfast_proto::admin::{
-    AdminListBucketsRequest, AdminListBucketsResponse, BucketStatus, ChangeRequest, ChangeResponse,
-    EventsRequest, EventsResponse, MayIRequest, MayIResponse, StartScrubRequest, StartScrubResponse,
-    StatObjectRequest, StatObjectResponse, StatusRequest, StatusResponse,
+    AcceptLossRequest, AcceptLossResponse, AdminListBucketsRequest, AdminListBucketsResponse, BucketStatus,
+    ChangeRequest, ChangeResponse, EventsRequest, EventsResponse, MayIRequest, MayIResponse,
+    StartScrubRequest, StartScrubResponse, StatObjectRequest, StatObjectResponse, StatusRequest,
+    StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{GroupId, ZoneId};
-use holdfast_proto::meta::{Bucket, CountBucket, Counters, ListEvents, Query, answer, query};
+use holdfast_proto::meta::{Bucket, CountBucket, Counters, EventSeverity, ListEvents, Query, answer, query};
 use holdfast_proto::v1::FaultKind;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -98,6 +99,39 @@ impl Admin for AdminService {
         }
         let what = asked.what.ok_or_else(|| Fault::new(FaultKind::Invalid, "an unknown change"))?;
         Ok(Response::new(change::change(head, what).await?))
+    }
+
+    async fn accept_loss(
+        &self,
+        request: Request<AcceptLossRequest>,
+    ) -> Result<Response<AcceptLossResponse>, Status> {
+        let sent_on = request.metadata().contains_key(FORWARDED);
+        let asked = request.into_inner();
+        let Some(head) = &self.head else { return Ok(Response::new(self.contact.accept_loss(asked).await?)) };
+        if !head.leads() && !sent_on {
+            let mut client = AdminClient::new(head.leader_channel()?);
+            return within(client.accept_loss(forwarded(asked))).await;
+        }
+        let (bucket, key) = (asked.bucket.clone(), asked.key.clone());
+        let answer = object_stat::accept_loss(&self.cluster()?, asked).await?;
+        if answer.deleted {
+            head.repair.lock().lost.retain(|lost| lost.key != key);
+            let text = format!(
+                "{bucket}/{} was given up: {} of its stripes were lost",
+                key.escape_ascii(),
+                answer.lost_stripes
+            );
+            tracing::warn!(bucket, key = %key.escape_ascii(), lost_stripes = answer.lost_stripes, "an operator accepted a loss");
+            head.tell(
+                EventSeverity::EventWarning,
+                "LOSS_ACCEPTED",
+                "zone",
+                text,
+                "an operator said so".to_owned(),
+            )
+            .await;
+        }
+        Ok(Response::new(answer))
     }
 
     async fn events(&self, request: Request<EventsRequest>) -> Result<Response<EventsResponse>, Status> {

@@ -1,10 +1,13 @@
-//! `object stat`: where every shard of an object is, asked of every target.
+//! `object stat`: where every shard of an object is, asked of every target; and `object accept-loss`, which ends what is beyond
+//! repair.
 
 use holdfast_client::{Cluster, Error};
-use holdfast_proto::admin::{ShardStat, StatObjectRequest, StatObjectResponse, StripeStat};
+use holdfast_proto::admin::{
+    AcceptLossRequest, AcceptLossResponse, ShardStat, StatObjectRequest, StatObjectResponse, StripeStat,
+};
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::TargetId;
-use holdfast_proto::meta::{Body, GetObject};
+use holdfast_proto::meta::{Body, DeleteObject, GetObject, Preconditions};
 use holdfast_proto::v1::FaultKind;
 
 /// Looks at the current version of an object.
@@ -43,9 +46,68 @@ async fn add(cluster: &Cluster, body: &Body, stat: &mut StatObjectResponse) -> R
             pg: found.pg.get(),
             scheme: Some(found.scheme),
             shards: shards.collect(),
+            alive: found.holders.iter().filter(|holders| !holders.is_empty()).count() as u32,
         });
     }
     Ok(())
+}
+
+/// Whether fewer shards of a stripe are left than its code needs.
+fn is_lost(stripe: &StripeStat) -> bool {
+    stripe.scheme.is_some_and(|scheme| stripe.alive < scheme.data)
+}
+
+/// Gives up an object of which some stripe is beyond repair: like a DELETE of that very version. What it held until then is
+/// collected as everything that was deleted.
+///
+/// # Errors
+/// `INVALID` when the object can be read, or when targets that do not answer may have what it lacks; as [`stat`].
+pub(super) async fn accept_loss(
+    cluster: &Cluster,
+    asked: AcceptLossRequest,
+) -> Result<AcceptLossResponse, Fault> {
+    let invalid = |text: String| Err(Fault::new(FaultKind::Invalid, text));
+    let request = StatObjectRequest { bucket: asked.bucket.clone(), key: asked.key.clone() };
+    let stat = stat(cluster, request).await?;
+    let lost_stripes = stat.stripes.iter().filter(|stripe| is_lost(stripe)).count();
+    if lost_stripes == 0 {
+        return invalid("nothing of it is lost: every stripe has the shards it needs".to_owned());
+    }
+    if !stat.silent.is_empty() && !asked.may_return {
+        let silent: Vec<String> = stat.silent.iter().map(u32::to_string).collect();
+        return invalid(format!(
+            "target(s) {} did not answer and may have what it lacks: bring them back, or `holdfast target remove` what is \
+             gone for good",
+            silent.join(", ")
+        ));
+    }
+    let mut answer = AcceptLossResponse {
+        lost_stripes: lost_stripes as u32,
+        stripes: stat.stripes.len() as u32,
+        size: stat.size,
+        deleted: false,
+    };
+    if !asked.sure {
+        return Ok(answer);
+    }
+    let bucket = cluster.bucket(&asked.bucket).await.map_err(fault)?;
+    let found = cluster.get_object(&bucket, GetObject { key: asked.key.clone(), ..GetObject::default() });
+    let found = found.await.map_err(fault)?;
+    let version = found.version.unwrap_or_default();
+    if version.etag != stat.etag {
+        return invalid("it was stored again just now".to_owned());
+    }
+    let delete = DeleteObject {
+        key: asked.key,
+        version: if version.null { Default::default() } else { found.version_id },
+        version_null: version.null,
+        conditions: Some(Preconditions { if_match: vec![stat.etag], ..Preconditions::default() }),
+        owner: version.owner,
+        ..DeleteObject::default()
+    };
+    cluster.delete_object(&bucket, delete).await.map_err(fault)?;
+    answer.deleted = true;
+    Ok(answer)
 }
 
 fn fault(error: Error) -> Fault {

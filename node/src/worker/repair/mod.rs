@@ -279,7 +279,7 @@ impl Repair {
                     Ok(verdict) => {
                         pass.waiting += u64::from(verdict.waiting > 0);
                         let lacks = verdict.found.holders.len() - verdict.alive;
-                        if verdict.bring.is_empty() {
+                        if verdict.bring.is_empty() && verdict.spare() >= 0 {
                             pass.unfinished.insert(verdict.found.pg.get());
                         } else if lacks >= lacking || lacking == 1 {
                             at_once.push(verdict);
@@ -329,7 +329,7 @@ impl Repair {
         let mut jobs = Vec::with_capacity(verdicts.len());
         for verdict in verdicts {
             match self.still_missing(map, &verdict).await {
-                Ok(bring) if bring.is_empty() => {
+                Ok(bring) if bring.is_empty() && verdict.spare() >= 0 => {
                     if verdict.waiting > 0 {
                         pass.unfinished.insert(verdict.found.pg.get());
                     }
@@ -421,21 +421,23 @@ impl Repair {
         let holders = |index: usize| &job.found.holders[index];
         let to_rebuild = job.bring.iter().any(|(index, _)| holders(*index).is_empty());
         let mut bring = job.bring.clone();
-        if to_rebuild && !self.is_owned(job, &object).await? {
+        let mut is_beyond = job.spare() < 0;
+        if (to_rebuild || is_beyond) && !self.is_owned(job, &object).await? {
             bring.retain(|(index, _)| !holders(*index).is_empty());
+            is_beyond = false;
         }
-        if bring.is_empty() {
-            return Ok(Done::Brought { shards: 0, bytes: 0 });
-        }
-        let rebuild = bring.iter().any(|(index, _)| holders(*index).is_empty());
-        if rebuild && job.spare() < 0 {
-            // What is somewhere is still brought to where it belongs.
+        if is_beyond {
+            // What is somewhere is still brought to where it belongs: the others may come back with their disks.
             bring.retain(|(index, _)| !holders(*index).is_empty());
             if !bring.is_empty() {
                 self.cluster.bring_shards(&job.found, &object, &bring).await?;
             }
             return Ok(Done::Lost(lost(job, &object)));
         }
+        if bring.is_empty() {
+            return Ok(Done::Brought { shards: 0, bytes: 0 });
+        }
+        let rebuild = bring.iter().any(|(index, _)| holders(*index).is_empty());
         let brought = self.cluster.bring_shards(&job.found, &object, &bring).await;
         if rebuild && !self.is_owned(job, &object).await? {
             // Freed while it was rebuilt: the collector may have been here before the shards were.
