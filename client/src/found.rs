@@ -52,21 +52,37 @@ impl Cluster {
     /// Asks every target for every shard of a body. For an operator's question, not for reading. Cancel-safe.
     ///
     /// # Errors
-    /// [`Error::Internal`] for a manifest that contradicts itself; [`Error::Unavailable`] when the map lacks a group of it.
+    /// As [`Self::locate_bodies`].
     pub async fn locate_body(&self, body: &Body) -> Result<Located, Error> {
-        let Layout::Coded(coded) = Layout::of(body)? else { return Ok(Located::default()) };
-        let (map, width) = (self.inner.map(), coded.geometry.width());
-        let mut located = Located::default();
-        let mut ids = Vec::with_capacity(coded.geometry.stripes() as usize * width);
-        for stripe in 0..coded.geometry.stripes() {
-            let pg = coded.pg(stripe).and_then(|pg| map.pg(pg));
-            let belongs = pg.and_then(|pg| members(&coded.geometry, &coded.write, pg).map(|at| (pg.id, at)));
-            let (pg, targets) =
-                belongs.ok_or_else(|| Error::unavailable("a placement group is not in the map"))?;
-            let holders = vec![Vec::new(); width];
-            let found = FoundStripe { write: coded.write, stripe, pg, scheme: coded.scheme, holders };
-            located.stripes.push((found, targets));
-            ids.extend((0..width).map(|index| ShardId { write: coded.write, stripe, index: index as u8 }));
+        Ok(self.locate_bodies(&[body]).await?.pop().unwrap_or_default())
+    }
+
+    /// The same of several bodies, in their order, with a question or few to each target. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for a manifest that contradicts itself; [`Error::Unavailable`] when the map lacks a group of it.
+    pub async fn locate_bodies(&self, bodies: &[&Body]) -> Result<Vec<Located>, Error> {
+        let map = self.inner.map();
+        let mut located = vec![Located::default(); bodies.len()];
+        // Every shard, and whose it is: body, stripe, index.
+        let (mut ids, mut whose) = (Vec::new(), Vec::new());
+        for (at, body) in bodies.iter().enumerate() {
+            let Layout::Coded(coded) = Layout::of(body)? else { continue };
+            let width = coded.geometry.width();
+            for stripe in 0..coded.geometry.stripes() {
+                let pg = coded.pg(stripe).and_then(|pg| map.pg(pg));
+                let belongs =
+                    pg.and_then(|pg| members(&coded.geometry, &coded.write, pg).map(|at| (pg.id, at)));
+                let (pg, targets) =
+                    belongs.ok_or_else(|| Error::unavailable("a placement group is not in the map"))?;
+                let holders = vec![Vec::new(); width];
+                let found = FoundStripe { write: coded.write, stripe, pg, scheme: coded.scheme, holders };
+                located[at].stripes.push((found, targets));
+                for index in 0..width {
+                    ids.push(ShardId { write: coded.write, stripe, index: index as u8 });
+                    whose.push((at, stripe as usize, index));
+                }
+            }
         }
         let targets = map.raw().targets.iter().map(|target| TargetId::new(target.id));
         let asked = targets.clone().map(|target| {
@@ -82,11 +98,12 @@ impl Cluster {
         for (target, answer) in targets.zip(join_all(asked).await) {
             match answer {
                 Ok(present) if present.len() == ids.len() => {
-                    for (at, _) in present.iter().enumerate().filter(|(_, present)| **present) {
-                        located.stripes[at / width].0.holders[at % width].push(target);
+                    let held = present.iter().zip(&whose).filter(|(present, _)| **present);
+                    for (_, (at, stripe, index)) in held {
+                        located[*at].stripes[*stripe].0.holders[*index].push(target);
                     }
                 }
-                _ => located.silent.push(target),
+                _ => located.iter_mut().for_each(|located| located.silent.push(target)),
             }
         }
         Ok(located)

@@ -15,7 +15,7 @@ use holdfast_client::{BodySource, ClientConfig, Cluster, PutError, StoredBody, W
 use holdfast_proto::data::shards_server::{Shards, ShardsServer};
 use holdfast_proto::data::{
     DeleteShards, DeleteShardsDone, GetShard, ListShards, ListShardsDone, PutShard, PutShardDone,
-    ShardBlocks, StatShards, StatShardsDone,
+    ScrubTarget, ScrubTargetDone, ShardBlocks, StatShards, StatShardsDone,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{BucketId, GroupId, RealmId, ShardId, ZoneId};
@@ -123,6 +123,9 @@ impl Shards for Served {
         Ok(Response::new(StatShardsDone { present }))
     }
 
+    async fn scrub(&self, _: Request<ScrubTarget>) -> Result<Response<ScrubTargetDone>, Status> {
+        Ok(Response::new(ScrubTargetDone {}))
+    }
     async fn list(&self, _: Request<ListShards>) -> Result<Response<ListShardsDone>, Status> {
         Ok(Response::new(ListShardsDone::default()))
     }

@@ -197,8 +197,9 @@ pub(crate) fn list_parts(kv: &impl KvRead, query: &ListParts) -> Step<ListPartsP
             break;
         }
         let (_, number, _) = key::parse_part(&key).ok_or_else(|| row::corrupt(&key, "no part"))?;
-        let part: Part = row::decode(&key, value)?;
-        page.parts.push(ListedPart { part: number.into(), row: Some(Part { body: None, ..part }) });
+        let mut part: Part = row::decode(&key, value)?;
+        part.body = part.body.filter(|_| query.bodies);
+        page.parts.push(ListedPart { part: number.into(), row: Some(part) });
     }
     Ok(page)
 }

@@ -5,6 +5,7 @@
 
 mod change;
 mod events;
+mod fsck;
 mod inspect;
 mod object;
 mod output;
@@ -57,6 +58,8 @@ enum Command {
     /// Objects, as the zone stores them
     #[command(subcommand)]
     Object(object::ObjectCommand),
+    /// Compare the zone's metadata with its shards, both ways
+    Fsck(fsck::FsckArgs),
     /// What happened in the zone, and why
     Events(events::EventsArgs),
     /// Whether what is stored still reads back
@@ -145,6 +148,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Bucket(ListCommand::List(zone)) => block_on(inspect::buckets(&zone)),
         Command::Object(object::ObjectCommand::Stat(args)) => block_on(object::stat(&args)),
         Command::Object(object::ObjectCommand::AcceptLoss(args)) => block_on(object::accept_loss(&args)),
+        Command::Fsck(args) => block_on(fsck::run(args)),
         Command::Events(args) => block_on(events::run(args)),
         Command::Scrub(command) => block_on(scrub::run(command)),
         Command::Config(ConfigCommand::Check { config }) => {

@@ -7,8 +7,9 @@ use std::time::Duration;
 use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::{
     AcceptLossRequest, AcceptLossResponse, AdminListBucketsRequest, AdminListBucketsResponse, ChangeRequest,
-    ChangeResponse, EventsRequest, EventsResponse, MayIRequest, MayIResponse, StartScrubRequest,
-    StartScrubResponse, StatObjectRequest, StatObjectResponse, StatusRequest, StatusResponse,
+    ChangeResponse, EventsRequest, EventsResponse, FsckEvent, FsckRequest, MayIRequest, MayIResponse,
+    StartScrubRequest, StartScrubResponse, StatObjectRequest, StatObjectResponse, StatusRequest,
+    StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::limits::{H2_WINDOW_BYTES, MESSAGE_BYTES_MAX};
@@ -131,6 +132,15 @@ impl Contact {
         self.ask(STATUS_TIMEOUT, |channel| {
             let request = request.clone();
             async move { AdminClient::new(channel).accept_loss(request).await }
+        })
+        .await
+    }
+
+    /// The events of a check, as they come.
+    pub(crate) async fn fsck(&self, request: FsckRequest) -> Result<tonic::Streaming<FsckEvent>, Fault> {
+        self.ask(STATUS_TIMEOUT, |channel| {
+            let request = request.clone();
+            async move { AdminClient::new(channel).fsck(request).await }
         })
         .await
     }

@@ -1,17 +1,18 @@
 //! `Admin`: the operator's questions, on every node. The zone's leader answers; other nodes send the question on.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use holdfast_client::Cluster;
 use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::admin_server::Admin;
 use holdfast_proto::admin::{
     AcceptLossRequest, AcceptLossResponse, AdminListBucketsRequest, AdminListBucketsResponse, BucketStatus,
-    ChangeRequest, ChangeResponse, EventsRequest, EventsResponse, MayIRequest, MayIResponse,
-    StartScrubRequest, StartScrubResponse, StatObjectRequest, StatObjectResponse, StatusRequest,
-    StatusResponse,
+    ChangeRequest, ChangeResponse, EventsRequest, EventsResponse, FsckEvent, FsckRequest, MayIRequest,
+    MayIResponse, StartScrubRequest, StartScrubResponse, StatObjectRequest, StatObjectResponse,
+    StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{GroupId, ZoneId};
@@ -21,6 +22,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::change;
+use super::fsck;
 use super::object_stat;
 use super::scrub;
 use super::status;
@@ -29,6 +31,8 @@ use crate::node::contact::{Contact, FORWARDED, MAP_BYTES_MAX, forwarded};
 
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE: u32 = 1000;
+/// Events of a check that wait for whoever asked.
+const FSCK_EVENTS: usize = 64;
 /// Buckets whose counters are asked for at one time.
 const COUNTED_AT_ONCE: usize = 32;
 
@@ -132,6 +136,30 @@ impl Admin for AdminService {
             .await;
         }
         Ok(Response::new(answer))
+    }
+
+    type FsckStream = Pin<Box<dyn Stream<Item = Result<FsckEvent, Status>> + Send>>;
+
+    async fn fsck(&self, request: Request<FsckRequest>) -> Result<Response<Self::FsckStream>, Status> {
+        let sent_on = request.metadata().contains_key(FORWARDED);
+        let asked = request.into_inner();
+        let Some(head) = &self.head else {
+            return Ok(Response::new(Box::pin(self.contact.fsck(asked).await?)));
+        };
+        if !head.leads() {
+            if sent_on {
+                let none = Fault::new(FaultKind::FaultUnavailable, "the zone has no leader at the moment");
+                return Err(none.into());
+            }
+            let mut client = AdminClient::new(head.leader_channel()?);
+            let events = within(client.fsck(forwarded(asked))).await?.into_inner();
+            return Ok(Response::new(Box::pin(events)));
+        }
+        // The stream does the work: it ends with whoever listens.
+        let (events, receiver) = tokio::sync::mpsc::channel(FSCK_EVENTS);
+        let work = futures::stream::once(fsck::run(head.clone(), self.cluster()?, asked, events));
+        let told = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        Ok(Response::new(Box::pin(futures::stream::select(told, work.filter_map(async |()| None)))))
     }
 
     async fn events(&self, request: Request<EventsRequest>) -> Result<Response<EventsResponse>, Status> {

@@ -5,6 +5,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod change;
+mod fsck;
 pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod incoming;

@@ -1,6 +1,7 @@
 //! What a meta node knows and does for its zone: shared by its services and by the keeper.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,6 +40,8 @@ pub(crate) struct ZoneHead {
     pub(crate) placement_wait: Mutex<Option<String>>,
     /// Why targets that have been down for long do not go out, in words.
     pub(crate) out_held_back: Mutex<Option<String>>,
+    /// Somebody wants a pass of repair now.
+    pub(crate) repair_wanted: AtomicBool,
     /// Which node keeps the feature level from rising, in words.
     pub(crate) level_held: Mutex<Option<String>>,
     /// What repair has seen and done, while this node leads the zone.
@@ -64,6 +67,7 @@ impl ZoneHead {
             free: RwLock::default(),
             placement_wait: Mutex::default(),
             out_held_back: Mutex::default(),
+            repair_wanted: AtomicBool::new(false),
             level_held: Mutex::default(),
             repair: Mutex::default(),
             leader_channel: Mutex::default(),

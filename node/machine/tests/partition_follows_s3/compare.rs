@@ -152,6 +152,7 @@ impl World {
                 upload: upload.clone().into(),
                 after: 0,
                 limit: probe.limit,
+                bodies: false,
             };
             let mut parts = vec![];
             loop {

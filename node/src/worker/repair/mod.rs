@@ -18,6 +18,7 @@ mod verdict;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -59,6 +60,8 @@ const SURPLUS_AT_ONCE: usize = 1000;
 pub(crate) struct RepairState {
     /// A pass is under way.
     pub(crate) running: bool,
+    /// Passes that ended, well or not, since this node began to lead.
+    pub(crate) passes: u64,
     /// What the zone looked like to the newest pass, if that found nothing out of its place.
     settled: Option<Shape>,
     /// Shards seen by this pass or the last one, and how many there were to see.
@@ -198,7 +201,8 @@ impl Repair {
             return;
         };
         let bad = self.head.liveness.lock().all_reports().map(|report| report.bad_shards).sum();
-        if !self.schedule.is_due(&map, bad, Instant::now()) {
+        let is_wanted = self.head.repair_wanted.swap(false, Ordering::SeqCst);
+        if !self.schedule.is_due(&map, bad, Instant::now()) && !is_wanted {
             self.collect_orphans(&map, progress).await;
             return;
         }
@@ -221,7 +225,10 @@ impl Repair {
                 true
             }
         };
-        self.head.repair.lock().running = false;
+        {
+            let mut state = self.head.repair.lock();
+            (state.running, state.passes) = (false, state.passes + 1);
+        }
         self.schedule.passed(map.generation, shape, undone, Instant::now());
     }
 
@@ -546,7 +553,7 @@ impl Repair {
         self.orphans_next = Some(now + age.min(ORPHANS_EVERY));
         self.owners.forget();
         let (cluster, hlc) = (&self.cluster, self.head.groups.hlc());
-        let collector = Collector { cluster, owners: &self.owners, now: hlc, age };
+        let collector = Collector { cluster, owners: &self.owners, now: hlc, age, only_look: false };
         let leads = || self.head.leads();
         let collected = collector.walk(&mut self.reach, map, leads).await;
         progress.done(collected.orphans);
@@ -555,6 +562,25 @@ impl Repair {
             progress.trouble(&collected.trouble);
         }
     }
+}
+
+/// Looks at every write that a target has a shard of: how many there are, and those that nobody owns, which with `delete` are
+/// fenced and deleted.
+///
+/// # Errors
+/// When some write could not be judged, or this node does not lead any more.
+pub(crate) async fn look_for_orphans(
+    head: &ZoneHead,
+    cluster: &Cluster,
+    delete: bool,
+) -> anyhow::Result<(u64, Vec<Bytes>)> {
+    let map = head.feed.current().ok_or_else(|| anyhow::anyhow!("the zone is still being made"))?;
+    let (owners, now, age) = (Owners::default(), head.groups.hlc(), head.config.orphan_after.get());
+    let collector = Collector { cluster, owners: &owners, now, age, only_look: !delete };
+    let collected = collector.walk(&mut Reach::default(), &map, || head.leads()).await;
+    anyhow::ensure!(head.leads(), "another node leads the zone now");
+    anyhow::ensure!(collected.failed == 0, "{}", collected.trouble);
+    Ok((collected.writes, collected.found))
 }
 
 fn lost(job: &Verdict, object: &ObjectRef) -> LostStripe {

@@ -22,6 +22,8 @@ use super::{Inventory, Reach, listable};
 const AT_ONCE: usize = 16;
 /// Between two such looks: a write costs a read of a header and a question to its partition, and nobody waits for it.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Orphans that are remembered by name.
+const FOUND_MAX: usize = 10_000;
 
 /// A write, as far as it was seen.
 struct Seen {
@@ -37,6 +39,8 @@ pub(super) struct Collected {
     pub(super) orphans: u64,
     pub(super) failed: u64,
     pub(super) trouble: String,
+    /// Orphans by their writes, so many as are told.
+    pub(super) found: Vec<Bytes>,
 }
 
 /// Looks at every write that any target has a shard of.
@@ -46,6 +50,8 @@ pub(super) struct Collector<'a> {
     /// Now, as the zone's metadata tells time, and the age from which on a write without an owner is an orphan.
     pub(super) now: Hlc,
     pub(super) age: Duration,
+    /// Nothing is fenced or deleted.
+    pub(super) only_look: bool,
 }
 
 impl Collector<'_> {
@@ -84,6 +90,7 @@ impl Collector<'_> {
                     collected.writes += 1;
                     let result = match fate {
                         Ok(false) => Ok(false),
+                        Ok(true) if self.only_look => Ok(true),
                         Ok(true) => delete(reach, map, seen.shards).await.map(|()| true),
                         Err(error) => Err(error.into()),
                     };
@@ -91,6 +98,12 @@ impl Collector<'_> {
                         Ok(false) => {}
                         Ok(true) => {
                             collected.orphans += 1;
+                            if collected.found.len() < FOUND_MAX {
+                                collected.found.push(seen.write.to_wire());
+                            }
+                            if self.only_look {
+                                continue;
+                            }
                             tracing::info!(write = %seen.write, "shards of a write that nobody owns were deleted");
                         }
                         Err(error) => {
@@ -124,6 +137,8 @@ impl Collector<'_> {
         };
         match owner.owner {
             Some(Owner::Fenced(_)) => Ok(true),
+            None if is_old && self.only_look => Ok(true),
+            Some(Owner::Renewed(_)) if self.only_look => Ok(false),
             None | Some(Owner::Renewed(_)) if is_old => self.fence(group, seen.write, &object).await,
             _ => Ok(false),
         }

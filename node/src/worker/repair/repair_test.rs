@@ -277,15 +277,18 @@ async fn what_nobody_owns_is_fenced_and_deleted_once_it_is_old() {
     let alive = tested.store(70_000).await;
     let renew = RenewWrite { bucket: bucket().id, slot: 0, write: alive.write.clone() };
     tested.zone.done(GROUP, command::Op::RenewWrite(renew)).await;
-    let collect = async |age: Duration| {
+    let collect = async |age: Duration, only_look: bool| {
         let map = tested.zone.head.feed.current().unwrap();
         let (cluster, owners) = (&tested.cluster, &Owners::default());
-        let collector = Collector { cluster, owners, now: tested.zone.head.groups.hlc(), age };
+        let collector = Collector { cluster, owners, now: tested.zone.head.groups.hlc(), age, only_look };
         collector.walk(&mut Reach::default(), &map, || true).await
     };
-    let collected = collect(Duration::from_secs(3600)).await;
+    let collected = collect(Duration::from_secs(3600), false).await;
     assert_eq!((collected.writes, collected.orphans), (7, 0), "{}", collected.trouble);
-    let collected = collect(Duration::ZERO).await;
+    let looked = collect(Duration::ZERO, true).await;
+    assert_eq!((looked.orphans, looked.found.len()), (1, 1), "{}", looked.trouble);
+    assert_eq!(collect(Duration::ZERO, true).await, looked, "looking changes nothing");
+    let collected = collect(Duration::ZERO, false).await;
     assert_eq!((collected.orphans, collected.failed), (1, 0), "{}", collected.trouble);
     assert_eq!(tested.held(1).await, whole + 1, "of the orphan nothing is left, its three stripes included");
     tested.reads_back(&bodies).await;
