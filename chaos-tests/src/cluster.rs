@@ -377,6 +377,13 @@ impl Zone {
             .expect("the binary runs")
     }
 
+    /// `holdfast <args>` as they are; its answer in JSON.
+    pub fn run(&self, args: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let output = Command::new(binary()).args(args).stdin(Stdio::null()).output()?;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
     /// `holdfast status --json`.
     pub fn status(&self) -> anyhow::Result<serde_json::Value> {
         self.json(&["status"])

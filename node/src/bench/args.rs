@@ -19,6 +19,26 @@ pub(crate) struct BenchArgs {
 pub(super) enum BenchCommand {
     /// What this machine could do at all: a bare hyper server, and plain file writes with fdatasync
     Ceiling(CeilingArgs),
+    /// What rebuilding a lost data node costs, and what readers notice of it: kills the process that is named
+    Repair(RepairArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct RepairArgs {
+    /// Process of the data node to kill
+    #[arg(long)]
+    pub(super) kill: u32,
+    /// gRPC address of a meta node, host:port
+    #[arg(long)]
+    pub(super) zone: String,
+    /// Stored before, bytes, KiB, MiB or GiB
+    #[arg(long, default_value = "512MiB", value_parser = parse_size)]
+    pub(super) fill: u64,
+    /// How long the rebuild may take to begin, and to end
+    #[arg(long, default_value = "20min", value_parser = humantime::parse_duration)]
+    pub(super) patience: Duration,
+    #[command(flatten)]
+    pub(super) load: LoadArgs,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -1,6 +1,7 @@
 //! The load: workers, each with a connection of its own, that repeat one operation until a phase is over.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -38,7 +39,8 @@ pub(super) async fn run_sink(args: &LoadArgs, target: &str) -> anyhow::Result<Re
     Load::new(args, target, "sink")?.measure(false).await
 }
 
-struct Load {
+/// A load on one bucket.
+pub(super) struct Load {
     args: LoadArgs,
     /// How the report names what was measured.
     target: String,
@@ -48,9 +50,11 @@ struct Load {
 }
 
 /// When a phase ends.
-#[derive(Clone, Copy)]
-enum End {
+#[derive(Clone)]
+pub(super) enum End {
     At(Instant),
+    /// When somebody says so.
+    When(Arc<AtomicBool>),
     /// When this many objects are stored.
     Stored(usize),
     /// When none is stored any more.
@@ -58,7 +62,7 @@ enum End {
 }
 
 impl Load {
-    fn new(args: &LoadArgs, target: &str, bucket: &str) -> anyhow::Result<Self> {
+    pub(super) fn new(args: &LoadArgs, target: &str, bucket: &str) -> anyhow::Result<Self> {
         ensure!(!args.sizes.is_empty() && !args.ops.is_empty(), "nothing to measure");
         let largest = args.sizes.iter().copied().max().unwrap_or(0).min(args.part_size);
         Ok(Self {
@@ -70,7 +74,13 @@ impl Load {
         })
     }
 
-    async fn bucket(&self, method: &str, status: u16) -> anyhow::Result<()> {
+    /// The same load, other processes watched.
+    pub(super) fn watching(&self, args: LoadArgs) -> Self {
+        let (target, bucket) = (self.target.clone(), self.bucket.clone());
+        Self { args, target, bucket, endpoint: self.endpoint.clone(), source: self.source.clone() }
+    }
+
+    pub(super) async fn bucket(&self, method: &str, status: u16) -> anyhow::Result<()> {
         let path = format!("/{}", self.bucket);
         let answer =
             Connection::new(self.endpoint.clone()).send(method, &path, "", Default::default(), true).await?;
@@ -140,7 +150,7 @@ impl Load {
         }
     }
 
-    async fn phase(&self, op: Op, objects: &Arc<Objects>, end: End) -> anyhow::Result<Phase> {
+    pub(super) async fn phase(&self, op: Op, objects: &Arc<Objects>, end: End) -> anyhow::Result<Phase> {
         let own = [std::process::id()];
         let (servers_before, own_before) = (process::read(&self.args.pids)?, process::read(&own)?);
         let begun = Instant::now();
@@ -148,7 +158,7 @@ impl Load {
         for _ in 0..self.args.concurrency {
             let connection = Connection::new(self.endpoint.clone());
             let worker = Worker::new(connection, objects.clone(), self.source.clone());
-            workers.spawn(repeat(worker, op, objects.clone(), end));
+            workers.spawn(repeat(worker, op, objects.clone(), end.clone()));
         }
         let mut tally = Tally::default();
         while let Some(part) = workers.join_next().await {
@@ -169,9 +179,10 @@ impl Load {
 async fn repeat(mut worker: Worker, op: Op, objects: Arc<Objects>, end: End) -> Tally {
     let mut tally = Tally::default();
     loop {
-        let over = match end {
-            End::At(instant) => Instant::now() >= instant,
-            End::Stored(count) => objects.stored() >= count || tally.errors > 100,
+        let over = match &end {
+            End::At(instant) => Instant::now() >= *instant,
+            End::When(said) => said.load(Ordering::SeqCst),
+            End::Stored(count) => objects.stored() >= *count || tally.errors > 100,
             End::Empty => objects.stored() == 0 || tally.errors > 100,
         };
         if over {

@@ -14,6 +14,7 @@ mod client;
 mod load;
 mod operation;
 mod process;
+mod repair;
 mod report;
 mod sigv4;
 
@@ -34,6 +35,17 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<()> {
                 report.phases.extend(ceiling::run(&args.load).await?.phases);
             }
             print(&report, &args.load)
+        }
+        Some(BenchCommand::Repair(args)) => {
+            let report = repair::run(&args).await?;
+            let mut out = std::io::stdout().lock();
+            if args.load.json {
+                serde_json::to_writer_pretty(&mut out, &report)?;
+                writeln!(out)?;
+            } else {
+                write!(out, "{report}")?;
+            }
+            Ok(())
         }
         Some(BenchCommand::Ceiling(ceiling)) => match ceiling.command {
             Some(CeilingCommand::Serve) => ceiling::serve().await,

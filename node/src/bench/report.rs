@@ -141,6 +141,22 @@ impl Phase {
     }
 }
 
+impl Phase {
+    pub(super) fn ops(&self) -> u64 {
+        self.ops
+    }
+
+    /// CPU seconds of the servers for each operation; 0 where none was measured.
+    pub(super) fn servers_cpu_per_op(&self) -> f64 {
+        self.servers.as_ref().map_or(0.0, |cost| cost.cpu_s_per_1000_ops / 1000.0)
+    }
+
+    /// Under another name.
+    pub(super) fn named(self, target: &str) -> Self {
+        Self { target: target.to_owned(), ..self }
+    }
+}
+
 impl ServerCost {
     fn new(before: Usage, after: Usage, ops: u64, bytes: u64) -> Self {
         let cpu_s = after.cpu_s - before.cpu_s;
