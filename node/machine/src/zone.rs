@@ -131,7 +131,8 @@ impl<K: Kv> Session<'_, K> {
         };
         let mut started = "NODE_JOINED";
         if let Some(known) = known {
-            started = "NODE_STARTED";
+            // The first start is the join.
+            started = if known.incarnation == 0 { "" } else { "NODE_STARTED" };
             if node.incarnation < known.incarnation {
                 let detail = format!("incarnation {} came, {} is known", node.incarnation, known.incarnation);
                 return refuse(Refusal::StaleIncarnation, detail);
@@ -156,7 +157,9 @@ impl<K: Kv> Session<'_, K> {
         }
         row::write(self.kv, node_key(node.id), &node);
         self.changed();
-        self.tell_node(started, &node);
+        if !started.is_empty() {
+            self.tell_node(started, &node);
+        }
         Ok(node_outcome(node.id))
     }
 
