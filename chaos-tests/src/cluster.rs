@@ -37,6 +37,8 @@ pub struct Options {
     pub nodes: Option<u32>,
     /// Settings of every node, as variables of the environment.
     pub env: Vec<(&'static str, &'static str)>,
+    /// Where all nodes keep their data, where not in a directory of the zone's own.
+    pub data_dir: Option<PathBuf>,
     /// Another binary than the one that is tested.
     pub binary: Option<PathBuf>,
 }
@@ -115,7 +117,7 @@ impl Zone {
 
     /// Where all nodes keep their data.
     pub fn data_dir(&self) -> PathBuf {
-        self.group.dir().join("data")
+        self.options.data_dir.clone().unwrap_or_else(|| self.group.dir().join("data"))
     }
 
     /// Files of the test's own, removed with the zone.
@@ -474,7 +476,9 @@ fn scrape(row: &serde_json::Value, name: &str) -> anyhow::Result<f64> {
 
 fn launch(group: &Group, options: &Options) -> anyhow::Result<(Child, Ready)> {
     let mut command = options.command();
-    command.args(["dev", "--json", "--port", "0", "--data-dir"]).arg(group.dir().join("data"));
+    let own = group.dir().join("data");
+    let data_dir = options.data_dir.as_deref().unwrap_or(&own);
+    command.args(["dev", "--json", "--port", "0", "--data-dir"]).arg(data_dir);
     if !options.one_process {
         command.arg("--spawn");
     }

@@ -10,6 +10,7 @@
 pub mod chunked;
 pub mod cluster;
 pub mod damage;
+pub mod mount;
 pub mod multipart;
 pub mod process;
 pub mod s3;
