@@ -247,7 +247,7 @@ fn realm(map: &ClusterMap) -> String {
     RealmId::from_wire(&map.realm).map(|id| id.to_string()).unwrap_or_default()
 }
 
-fn group_name(id: u64) -> String {
+pub(super) fn group_name(id: u64) -> String {
     GroupId::from_u64(id).map_or_else(|_| id.to_string(), |id| id.to_string())
 }
 

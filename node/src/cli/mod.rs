@@ -10,6 +10,7 @@ mod inspect;
 mod object;
 mod output;
 mod scrub;
+mod scrub_meta;
 pub(crate) mod serve;
 mod target_zone;
 

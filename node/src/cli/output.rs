@@ -54,6 +54,15 @@ pub(super) fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
+/// A time in milliseconds since 1970; 0 is never.
+pub(super) fn when(ms: u64) -> String {
+    match ms {
+        0 => "never".to_owned(),
+        ms => humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms))
+            .to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,4 +1,4 @@
-//! `holdfast scrub ...`: whether what is stored still reads back.
+//! `holdfast scrub ...`: whether what is stored still reads back. What `--meta` asks for is in [`super::scrub_meta`].
 
 use clap::{Args, Subcommand};
 use holdfast_proto::admin::StartScrubRequest;
@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::inspect;
 use super::output;
+use super::scrub_meta;
 use super::target_zone::ZoneArgs;
 
 #[derive(Debug, Subcommand)]
@@ -14,7 +15,7 @@ pub(super) enum ScrubCommand {
     /// Read everything through now, at data.scrub_bytes_per_second
     Start(StartArgs),
     /// How far each target is, and what was found
-    Status(ZoneArgs),
+    Status(StatusArgs),
 }
 
 #[derive(Debug, Args)]
@@ -22,6 +23,18 @@ pub(super) struct StartArgs {
     /// Only this target; may be repeated
     #[arg(long = "target")]
     targets: Vec<u32>,
+    /// Instead: have every group of the metadata compare its replicas
+    #[arg(long, conflicts_with = "targets")]
+    meta: bool,
+    #[command(flatten)]
+    zone: ZoneArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Instead: the groups of the metadata
+    #[arg(long)]
+    meta: bool,
     #[command(flatten)]
     zone: ZoneArgs,
 }
@@ -29,14 +42,18 @@ pub(super) struct StartArgs {
 pub(super) async fn run(command: ScrubCommand) -> anyhow::Result<()> {
     match command {
         ScrubCommand::Start(args) => start(args).await,
-        ScrubCommand::Status(zone) => status(&zone).await,
+        ScrubCommand::Status(args) if args.meta => scrub_meta::status(&args.zone).await,
+        ScrubCommand::Status(args) => status(&args.zone).await,
     }
 }
 
 async fn start(args: StartArgs) -> anyhow::Result<()> {
-    let asked = args.zone.contact()?.start_scrub(StartScrubRequest { targets: args.targets }).await;
+    let request = StartScrubRequest { targets: args.targets, meta: args.meta };
+    let asked = args.zone.contact()?.start_scrub(request).await;
     let answer = asked.map_err(|fault| anyhow::anyhow!("{}", fault.message))?;
-    if args.zone.json {
+    if args.meta {
+        scrub_meta::started(&answer, args.zone.json)?;
+    } else if args.zone.json {
         output::json(&json!({ "started": answer.started, "failed": answer.failed }))?;
     } else {
         output::line(&format!("{} target(s) are being read through", answer.started.len()))?;
@@ -97,16 +114,11 @@ fn as_row(id: u32, report: Option<&TargetReport>) -> Vec<String> {
         row.resize(8, String::new());
         return row;
     };
-    let when = |ms: u64| match ms {
-        0 => "never".to_owned(),
-        ms => humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms))
-            .to_string(),
-    };
     let left = seconds_left(report, scrub)
         .map(|seconds| humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string());
     vec![
         id.to_string(),
-        when(scrub.finished_ms),
+        output::when(scrub.finished_ms),
         if scrub.running { "running" } else { "resting" }.to_owned(),
         format!("{} of {}", output::bytes(scrub.bytes), output::bytes(report.used_bytes.max(scrub.bytes))),
         format!("{}/s", output::bytes(scrub.bytes_per_second)),

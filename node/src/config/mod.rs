@@ -98,6 +98,8 @@ section!(
         orphan_after: Span = Span::secs(24 * 3600),
         /// Repair brings no more than this in a second, bytes.
         repair_bytes_per_second: Size = Size::mib(100),
+        /// The replicas of every group are compared once in this time.
+        scrub_every: Span = Span::secs(24 * 3600),
         /// Memory for cached metadata rows and blocks.
         cache_bytes: Size = Size::mib(64),
         /// Raft: leader's beat.

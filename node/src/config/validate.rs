@@ -110,6 +110,9 @@ impl Check<'_> {
         if meta.orphan_after.get() < Duration::from_secs(1) {
             self.fault("meta.orphan_after", "at least 1s; longer than twice the gateways' renew_every");
         }
+        if meta.scrub_every.get() < Duration::from_secs(10) {
+            self.fault("meta.scrub_every", "at least 10s");
+        }
         if meta.repair_bytes_per_second < Size::mib(1) {
             self.fault("meta.repair_bytes_per_second", "at least 1MiB: repair would never end");
         }

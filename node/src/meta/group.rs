@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use holdfast_proto::error::Fault;
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, NodeId, ZoneId};
@@ -66,6 +67,7 @@ pub(crate) struct Group {
     proposals: mpsc::Sender<Proposal>,
     reads: mpsc::Sender<ReadWaiter>,
     receiving: Arc<Semaphore>,
+    sending: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Group {
@@ -120,7 +122,7 @@ impl Group {
         tasks.spawn(until(cancel.clone(), proposer.run(proposed)));
         tasks.spawn(until(cancel.clone(), confirm_reads(raft.clone(), Arc::clone(&state), node, waiting)));
         let server = raft.server_metrics();
-        let receiving = Arc::new(Semaphore::new(1));
+        let (receiving, sending) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(1)));
         Arc::new(Self {
             id: state.group(),
             node,
@@ -132,6 +134,7 @@ impl Group {
             proposals,
             reads,
             receiving,
+            sending,
         })
     }
 
@@ -151,6 +154,22 @@ impl Group {
     /// The right to receive a snapshot: one at a time.
     pub(super) fn begin_receiving(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.receiving).try_acquire_owned().ok()
+    }
+
+    /// The right to send rows that were asked for: one at a time.
+    pub(super) fn begin_sending(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.sending).try_acquire_owned().ok()
+    }
+
+    /// Why the library no longer drives the group; `None` while it does.
+    pub(super) fn stopped(&self) -> Option<String> {
+        let mut metrics = self.raft.metrics();
+        if let Err(error) = metrics.borrow_and_update().running_state.clone() {
+            return Some(error.to_string());
+        }
+        // A panic says nothing: who would change the metrics is gone with its task.
+        let gone = metrics.changed().now_or_never().is_some_and(|changed| changed.is_err());
+        gone.then(|| "its task is gone".to_owned())
     }
 
     pub(super) fn leader(&self) -> Option<NodeId> {
@@ -270,8 +289,10 @@ impl Proposer {
             }
             return;
         }
-        let mut batch =
-            CommandBatch { commands: Vec::with_capacity(entry.iter().map(|of| of.commands.len()).sum()) };
+        let mut batch = CommandBatch {
+            commands: Vec::with_capacity(entry.iter().map(|of| of.commands.len()).sum()),
+            take_digest: 0,
+        };
         let mut replies = Vec::with_capacity(entry.len());
         for proposal in entry {
             replies.push((proposal.commands.len(), proposal.reply));

@@ -4,10 +4,10 @@
 //! A group is hosted from the moment its first voter is made here or a leader first reaches it, durably, before anything
 //! of it is acknowledged. Faults that a group cannot live with end the node: [`Groups::failure`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use holdfast_machine::kv::KvError;
@@ -18,11 +18,10 @@ use holdfast_proto::meta::{Answer, Command, Outcome, Query};
 use holdfast_proto::raft::PeerHello;
 use holdfast_proto::raft::raft_server::RaftServer;
 use holdfast_proto::v1::FaultKind;
-use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,8 +35,11 @@ use super::log::{LogEngine, LogWriter};
 use super::log_engine::RaftEngineLog;
 use super::peer::Peers;
 use super::raft::Raft;
+use super::rebuild::{Parts, Rebuilds};
+use super::scrub::Scrubs;
 use super::service::RaftService;
 use super::state::{Failure, GroupState, StateMachine};
+use super::status::{GroupStatus, status_of};
 use super::storage::GroupLog;
 use super::transport::Network;
 use super::upkeep::{self, UpkeepConfig};
@@ -128,35 +130,6 @@ impl GroupsConfig {
     }
 }
 
-/// How a group stands on this node.
-#[derive(Debug, Clone)]
-pub(crate) struct GroupStatus {
-    /// The group.
-    pub(crate) group: GroupId,
-    /// Who leads, as this node believes.
-    pub(crate) leader: Option<NodeId>,
-    /// Whether this node does.
-    pub(crate) is_leader: bool,
-    /// Raft's term.
-    pub(crate) term: u64,
-    /// Index of the last entry.
-    pub(crate) last_log: u64,
-    /// Index of the last committed entry known here.
-    pub(crate) committed: u64,
-    /// Index of the last applied entry.
-    pub(crate) applied: u64,
-    /// Index up to which rows survive a power cut.
-    pub(crate) durable: u64,
-    /// Index of the last purged entry.
-    pub(crate) purged: u64,
-    /// Who votes.
-    pub(crate) voters: BTreeSet<NodeId>,
-    /// Who only follows.
-    pub(crate) learners: BTreeSet<NodeId>,
-    /// On the leader: up to which index each other member has the log.
-    pub(crate) matched: BTreeMap<NodeId, u64>,
-}
-
 /// All Raft groups of a node.
 #[derive(Debug)]
 pub(crate) struct Groups {
@@ -172,6 +145,10 @@ pub(crate) struct Groups {
     clock: Arc<StampClock>,
     failure: Failure,
     lives: Arc<Lives>,
+    rebuilds: Rebuilds,
+    scrubs: Scrubs,
+    /// Whose turn it is to sum up rows: one group at a time.
+    summing: Arc<Semaphore>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -230,13 +207,20 @@ impl Groups {
             writer,
             peers: Arc::new(peers),
             failure: Failure::new(),
+            rebuilds: Rebuilds::default(),
+            scrubs: Scrubs::default(),
+            summing: Arc::new(Semaphore::new(1)),
             tasks,
             cancel,
             config,
         });
         groups.tasks.spawn(log_failure(Arc::clone(&groups)));
         for (group, _) in hosted {
-            groups.add(group).await?;
+            if let Err(error) = groups.add(group).await
+                && !groups.rebuilds.is_unopened(group)
+            {
+                return Err(error);
+            }
         }
         groups.tasks.spawn(upkeep::run(Arc::clone(&groups), groups.config.upkeep));
         Ok(groups)
@@ -423,6 +407,32 @@ impl Groups {
         self.config.node
     }
 
+    pub(super) fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    pub(super) fn rebuilds(&self) -> &Rebuilds {
+        &self.rebuilds
+    }
+
+    pub(super) fn scrubs(&self) -> &Scrubs {
+        &self.scrubs
+    }
+
+    pub(super) fn adding(&self) -> &tokio::sync::Mutex<()> {
+        &self.adding
+    }
+
+    /// Whether this is the group that callers reach: one that is rebuilt is another before and after.
+    pub(super) fn is_open(&self, group: &Arc<Group>) -> bool {
+        self.groups.read().get(&group.id()).is_some_and(|open| Arc::ptr_eq(open, group))
+    }
+
+    /// Takes a group from callers' reach.
+    pub(super) fn take_out(&self, group: GroupId) -> Option<Arc<Group>> {
+        self.groups.write().remove(&group)
+    }
+
     pub(super) fn clock(&self) -> &Arc<StampClock> {
         &self.clock
     }
@@ -449,7 +459,13 @@ impl Groups {
 
     pub(super) fn group(&self, group: GroupId) -> Result<Arc<Group>, Fault> {
         let found = self.groups.read().get(&group).cloned();
-        found.ok_or_else(|| Fault::new(FaultKind::NotHere, format!("{group} is not hosted here")))
+        found.ok_or_else(|| match self.rebuilds.is_unopened(group) {
+            true => Fault::new(
+                FaultKind::FaultUnavailable,
+                format!("the rows of {group} are being replaced here"),
+            ),
+            false => Fault::new(FaultKind::NotHere, format!("{group} is not hosted here")),
+        })
     }
 
     /// The group, hosted from now on when it was not.
@@ -501,6 +517,9 @@ impl Groups {
         if self.cancel.is_cancelled() {
             return Err(MetaError::Group(id, "the node is stopping".into()));
         }
+        if self.rebuilds.is_unopened(id) {
+            return Err(MetaError::Group(id, "its rows are being replaced".into()));
+        }
         let (store, clock, failure) = (self.store.clone(), Arc::clone(&self.clock), self.failure.clone());
         let writer = Arc::clone(&self.writer);
         let (state, log) = blocking(move || {
@@ -517,6 +536,18 @@ impl Groups {
             Ok((state, log))
         })
         .await?;
+        let parts = Parts { state, log };
+        let started = self.start_group(&parts).await;
+        if started.is_err() && parts.state.suspicion().is_some() {
+            self.rebuilds.keep(parts);
+        }
+        started
+    }
+
+    /// Starts the consensus of a group whose parts are open, and lets callers reach it.
+    pub(super) async fn start_group(&self, parts: &Parts) -> Result<Arc<Group>, MetaError> {
+        let Parts { state, log } = parts.clone();
+        let id = state.group();
         let voters = state.other_voters(self.config.node);
         if !voters.is_empty() {
             // Those of all groups follow with the first beat.
@@ -536,34 +567,18 @@ impl Groups {
             // It led before: after a restart of the whole zone nobody else is ahead of it, so it need not wait.
             raft.trigger().elect(true).await.map_err(|error| MetaError::Group(id, error.to_string()))?;
         }
+        if self.cancel.is_cancelled() {
+            // Who stops the groups may have passed already.
+            let _ = raft.shutdown().await;
+            return Err(MetaError::Group(id, "the node is stopping".into()));
+        }
+        let marks = Arc::clone(state.marks());
+        self.tasks.spawn(marks.sum_up(id, Arc::clone(&self.summing), self.cancel.clone()));
         let clock = Arc::clone(&self.clock);
         let (node, zone) = (self.config.node, self.config.zone);
         let group = Group::start(node, zone, raft, log, state, clock, &self.tasks, &self.cancel);
         self.groups.write().insert(id, Arc::clone(&group));
         Ok(group)
-    }
-}
-
-fn status_of(group: &Group) -> GroupStatus {
-    let (voters, learners) = group.members();
-    let metrics = group.raft().metrics();
-    let metrics = metrics.borrow_watched();
-    let matched = metrics.replication.iter().flatten();
-    GroupStatus {
-        group: group.id(),
-        leader: metrics.current_leader.map(NodeId::new),
-        is_leader: group.is_leader(),
-        term: metrics.current_term,
-        last_log: metrics.last_log_index.unwrap_or(0),
-        committed: metrics.local_committed.map_or(0, |log_id| log_id.index()),
-        applied: group.state().applied_index(),
-        durable: group.state().durable().load(Ordering::Acquire),
-        purged: metrics.purged.map_or(0, |log_id| log_id.index()),
-        voters,
-        learners,
-        matched: matched
-            .map(|(node, log_id)| (NodeId::new(*node), log_id.as_ref().map_or(0, |log_id| log_id.index())))
-            .collect(),
     }
 }
 

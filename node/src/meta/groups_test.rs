@@ -24,10 +24,10 @@ use super::upkeep::UpkeepConfig;
 use super::{AddressBook, Groups, GroupsConfig};
 use crate::env::Env;
 
-const GROUP: GroupId = GroupId::REALM;
+pub(super) const GROUP: GroupId = GroupId::REALM;
 const DEADLINE: Duration = Duration::from_secs(30);
 
-fn node(number: u64) -> NodeId {
+pub(super) fn node(number: u64) -> NodeId {
     NodeId::in_zone(ZoneId::new(1), number).unwrap()
 }
 
@@ -35,21 +35,21 @@ fn realm() -> RealmId {
     RealmId::from_bytes([7; 16])
 }
 
-fn config(dir: &Path, number: u64) -> GroupsConfig {
+pub(super) fn config(dir: &Path, number: u64) -> GroupsConfig {
     let mut config = GroupsConfig::new(dir, node(number), 1, realm(), ZoneId::new(1));
     config.heartbeat = Duration::from_millis(100);
     config.election = (Duration::from_millis(500), Duration::from_millis(1000));
     config
 }
 
-struct Node {
-    groups: Arc<Groups>,
+pub(super) struct Node {
+    pub(super) groups: Arc<Groups>,
     cancel: CancellationToken,
     server: JoinHandle<()>,
 }
 
 impl Node {
-    async fn start(config: GroupsConfig, addresses: &Arc<AddressBook>) -> Self {
+    pub(super) async fn start(config: GroupsConfig, addresses: &Arc<AddressBook>) -> Self {
         Self::start_in(config, addresses, Env::real()).await
     }
 
@@ -68,7 +68,7 @@ impl Node {
     }
 
     /// As near to a killed process as one process gets: nothing is handed over and nothing made durable.
-    async fn kill(self) {
+    pub(super) async fn kill(self) {
         self.server.abort();
         self.cancel.cancel();
         for group in self.groups.all() {
@@ -81,7 +81,7 @@ impl Node {
         wait("the node's files are free", || weak.strong_count() == 0).await;
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.groups.shutdown().await;
         self.cancel.cancel();
         let _ = self.server.await;
@@ -110,7 +110,7 @@ async fn open(
     tokio::time::timeout(DEADLINE, opened).await.expect("the files are free in time")
 }
 
-async fn wait(what: &str, mut done: impl FnMut() -> bool) {
+pub(super) async fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let polled = async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -119,13 +119,13 @@ async fn wait(what: &str, mut done: impl FnMut() -> bool) {
     assert!(tokio::time::timeout(DEADLINE, polled).await.is_ok(), "{what}: not in time");
 }
 
-fn account_id(number: u64) -> AccountId {
+pub(super) fn account_id(number: u64) -> AccountId {
     let mut raw = [0; 16];
     raw[8..].copy_from_slice(&number.to_be_bytes());
     AccountId::from_bytes(raw)
 }
 
-fn request(number: u64, op: command::Op, groups: &Groups) -> Command {
+pub(super) fn request(number: u64, op: command::Op, groups: &Groups) -> Command {
     let mut raw = [1; 16];
     raw[8..].copy_from_slice(&number.to_be_bytes());
     let now = groups.hlc();
@@ -151,9 +151,14 @@ fn digest_query() -> Query {
     Query { of: Some(query::Of::GetDigest(GetDigest::default())) }
 }
 
-fn digest(groups: &Groups) -> (u64, Bytes, u64) {
-    match groups.read_local(GROUP, &digest_query()).unwrap().ok {
-        Some(answer::Ok::Digest(digest)) => (digest.applied, digest.blake3, digest.rows),
+pub(super) fn digest(groups: &Groups) -> (u64, Bytes, u64) {
+    try_digest(groups).expect("the group is open")
+}
+
+/// `None` while the group is not open.
+fn try_digest(groups: &Groups) -> Option<(u64, Bytes, u64)> {
+    match groups.read_local(GROUP, &digest_query()).ok()?.ok {
+        Some(answer::Ok::Digest(digest)) => Some((digest.applied, digest.blake3, digest.rows)),
         other => panic!("no digest: {other:?}"),
     }
 }
@@ -163,7 +168,7 @@ fn is_found(answer: &Answer) -> bool {
 }
 
 /// Proposes on whichever node leads, as a client would.
-async fn propose(nodes: &[&Node], number: u64) {
+pub(super) async fn propose(nodes: &[&Node], number: u64) {
     let tried = async {
         loop {
             for node in nodes {
@@ -219,7 +224,7 @@ async fn init(first: &Node) {
     assert_eq!(outcomes[0].refusal(), Refusal::None, "{:?}", outcomes[0]);
 }
 
-async fn three(dirs: &[tempfile::TempDir; 3]) -> (Arc<AddressBook>, [Node; 3]) {
+pub(super) async fn three(dirs: &[tempfile::TempDir; 3]) -> (Arc<AddressBook>, [Node; 3]) {
     let addresses = Arc::new(AddressBook::new());
     let first = Node::start(config(dirs[0].path(), 1), &addresses).await;
     let second = Node::start(config(dirs[1].path(), 2), &addresses).await;
@@ -229,14 +234,14 @@ async fn three(dirs: &[tempfile::TempDir; 3]) -> (Arc<AddressBook>, [Node; 3]) {
     (addresses, [first, second, third])
 }
 
-fn dirs() -> [tempfile::TempDir; 3] {
+pub(super) fn dirs() -> [tempfile::TempDir; 3] {
     std::array::from_fn(|_| tempfile::tempdir().unwrap())
 }
 
-async fn equal_digests(nodes: &[&Node]) {
+pub(super) async fn equal_digests(nodes: &[&Node]) {
     wait("replicas agree", || {
-        let all: Vec<_> = nodes.iter().map(|node| digest(&node.groups)).collect();
-        all.windows(2).all(|pair| pair[0] == pair[1])
+        let all: Vec<_> = nodes.iter().map(|node| try_digest(&node.groups)).collect();
+        all[0].is_some() && all.windows(2).all(|pair| pair[0] == pair[1])
     })
     .await;
 }

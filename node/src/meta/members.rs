@@ -28,7 +28,7 @@ fn unavailable(why: impl fmt::Display) -> Fault {
     Fault::new(FaultKind::FaultUnavailable, why.to_string())
 }
 
-fn write_fault(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Fault {
+pub(super) fn write_fault(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Fault {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
             Fault::not_leader(to.leader_id.unwrap_or(0))

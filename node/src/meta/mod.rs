@@ -4,13 +4,15 @@
 //! library) appends it to the [`storage`] of the group, whose records the one writer of [`log`] makes durable together
 //! with those of all other groups; [`transport`] brings it to the other voters over [`peer`], where [`service`] takes it
 //! in; committed, it is applied by [`state`] to the rows in [`kv`]. [`upkeep`] makes rows durable and purges the log
-//! behind them, and [`snapshot`] brings a node that fell behind the purged log up to date.
+//! behind them, and [`snapshot`] brings a node that fell behind the purged log up to date. [`scrub`] compares the replicas'
+//! rows, and [`rebuild`] replaces those that are wrong.
 //!
 //! Invariants: nothing is acknowledged before a majority has it on disk; a restart finds rows of some applied index and
 //! applies the rest from the log; no log is purged that a power cut could make necessary again.
 
 mod address;
 mod clock;
+mod digest;
 mod group;
 mod groups;
 #[cfg(test)]
@@ -26,9 +28,14 @@ mod members;
 mod peer;
 mod peer_clocks;
 mod raft;
+mod rebuild;
+#[cfg(test)]
+mod rebuild_test;
+mod scrub;
 mod service;
 mod snapshot;
 mod state;
+mod status;
 mod storage;
 #[cfg(test)]
 mod storage_test;
@@ -42,7 +49,8 @@ use holdfast_machine::kv::KvError;
 use holdfast_proto::id::GroupId;
 
 pub(crate) use address::AddressBook;
-pub(crate) use groups::{GroupStatus, Groups, GroupsConfig};
+pub(crate) use groups::{Groups, GroupsConfig};
+pub(crate) use status::GroupStatus;
 
 /// Why groups do not start or do not go on.
 #[derive(Debug, thiserror::Error)]

@@ -18,14 +18,17 @@ use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::limits::MESSAGE_BYTES_MAX;
 use holdfast_proto::raft::raft_server::{Raft as RaftRpc, RaftServer};
 use holdfast_proto::raft::{
-    AppendRequest, PeerReply, PeerRequest, SnapshotPart, SnapshotReply, TransferReply, TransferRequest,
-    VoteRequest, peer_reply, peer_request, snapshot_part,
+    AppendRequest, DigestRequest, FetchRequest, PeerReply, PeerRequest, RebuildReply, ScrubReply,
+    SnapshotPart, SnapshotReply, TransferReply, TransferRequest, VoteRequest, peer_reply, peer_request,
+    snapshot_part,
 };
 use holdfast_proto::v1::{FaultKind, WireFault};
 use openraft::errors::RaftError;
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
 use openraft::storage::Snapshot;
 use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
@@ -41,6 +44,8 @@ use super::wire::{self as convert, WireError};
 /// Requests of one stream in work, at most.
 const IN_WORK_MAX: usize = 256;
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// How long who fetches rows waits until they are as new as asked for.
+const REACH_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The service of one node's groups.
 #[derive(Debug, Clone)]
@@ -128,7 +133,7 @@ impl Exchange {
     }
 }
 
-async fn take_up(groups: &Groups, request: PeerRequest) -> Work {
+async fn take_up(groups: &Arc<Groups>, request: PeerRequest) -> Work {
     let id = request.id;
     let env = groups.env().clone();
     let answer = move |message| PeerReply { id, message: Some(message), clock_ms: env.now_ms() };
@@ -136,12 +141,26 @@ async fn take_up(groups: &Groups, request: PeerRequest) -> Work {
         Ok(group) => group,
         Err(fault) => return Box::pin(std::future::ready(answer(wire_fault(fault)))),
     };
+    let groups = Arc::clone(groups);
     Box::pin(async move {
         let done = match request.message {
             Some(peer_request::Message::Append(request)) => append(&group, request).await,
             Some(peer_request::Message::Vote(request)) => vote(&group, &request, false).await,
             Some(peer_request::Message::PreVote(request)) => vote(&group, &request, true).await,
             Some(peer_request::Message::Transfer(request)) => transfer(&group, &request).await,
+            Some(peer_request::Message::Digest(request)) => {
+                let (state, DigestRequest { mark, index }) = (group.state(), request);
+                let reply = state.marks().reply(mark, index, state.applied_index());
+                Ok(peer_reply::Message::Digest(reply))
+            }
+            Some(peer_request::Message::Rebuild(request)) => {
+                let from = request.from.into_iter().map(NodeId::new).collect();
+                groups.begin_rebuild(group.id(), from, "the leader says so".to_owned());
+                Ok(peer_reply::Message::Rebuild(RebuildReply {}))
+            }
+            Some(peer_request::Message::Scrub(_)) => {
+                groups.start_scrub_here(group.id()).map(|()| peer_reply::Message::Scrub(ScrubReply {}))
+            }
             Some(peer_request::Message::Hello(_)) | None => {
                 Err(Fault::new(FaultKind::Invalid, "a request of an unknown kind"))
             }
@@ -219,6 +238,41 @@ impl RaftRpc for RaftService {
         let own = self.groups.hello(NodeId::new(hello.sender)).encode_to_vec();
         response.metadata_mut().insert_bin(HELLO, MetadataValue::from_bytes(&own));
         Ok(response)
+    }
+
+    type FetchSnapshotStream = BoxStream<'static, Result<SnapshotPart, Status>>;
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<FetchRequest>,
+    ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
+        let ask = request.into_inner();
+        let hello = ask.hello.ok_or_else(|| malformed(WireError("a fetch without its hello")))?;
+        self.groups.admit(&hello).await?;
+        let id = GroupId::from_u64(ask.group)
+            .map_err(|error| Fault::new(FaultKind::Invalid, error.to_string()))?;
+        let group = self.groups.group(id)?;
+        if let Some(why) = group.state().suspicion() {
+            return Err(Fault::new(FaultKind::FaultUnavailable, why).into());
+        }
+        let Some(sending) = group.begin_sending() else {
+            return Err(Fault::new(FaultKind::Overloaded, "the rows of the group are being sent").into());
+        };
+        let mut applied = group.state().watch_applied();
+        let reached = applied.wait_for(|at| *at >= ask.min_index);
+        tokio::time::timeout(REACH_DEADLINE, reached)
+            .await
+            .map_err(|_| Fault::new(FaultKind::FaultUnavailable, "that index is not applied here"))?
+            .map_err(stopped)?;
+        let (parts, outbound) = mpsc::channel(snapshot::PARTS_QUEUED);
+        let groups = Arc::clone(&self.groups);
+        self.groups.tasks().spawn_blocking(move || {
+            snapshot::serve(group.state(), groups.hello(NodeId::new(hello.sender)), groups.env(), &parts);
+            drop(sending);
+        });
+        let stop = self.groups.cancel().clone().cancelled_owned();
+        let stream = ReceiverStream::new(outbound).map(Ok).take_until(stop).boxed();
+        Ok(Response::new(stream))
     }
 
     async fn install_snapshot(

@@ -16,17 +16,19 @@ use holdfast_proto::raft as wire;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 use super::kv::{Generation, View};
 use super::peer::Peer;
 use super::raft::Vote;
 use super::state::{Applied, GroupState, MACHINE_ROWS, ROWS_END, SnapshotRows};
 use super::wire as convert;
+use crate::env::Env;
 
 /// Rows in one part, bytes, nearly.
 const PART_BYTES: usize = 256 << 10;
 /// Parts queued between the store and the network.
-const PARTS_QUEUED: usize = 4;
+pub(super) const PARTS_QUEUED: usize = 4;
 /// A transfer that moved nothing for this long is given up.
 const STALL_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -74,6 +76,72 @@ fn part(part: wire::snapshot_part::Part) -> wire::SnapshotPart {
     wire::SnapshotPart { part: Some(part) }
 }
 
+/// What comes before the rows, without a vote.
+fn head_of(group: GroupId, hello: wire::PeerHello, applied: &Applied, env: &Env) -> wire::SnapshotHead {
+    let mut id = [0; 16];
+    env.fill_random(&mut id);
+    wire::SnapshotHead {
+        hello: Some(hello),
+        group: group.get(),
+        vote: None,
+        last_log_id: applied.log_id.as_ref().map(convert::log_id_out),
+        membership: Some(convert::stored_membership_out(&applied.membership)),
+        hlc: applied.hlc.get(),
+        snapshot: Bytes::copy_from_slice(&id),
+    }
+}
+
+/// Reads the rows of a group as they are now into `parts`, for a peer that asked. Blocks; ends early when nobody takes
+/// the parts any more. A fault of the store ends them without their tail.
+pub(super) fn serve(
+    state: &GroupState,
+    hello: wire::PeerHello,
+    env: &Env,
+    parts: &mpsc::Sender<wire::SnapshotPart>,
+) {
+    let group = state.group();
+    let view = state.view();
+    let read = Applied::read(&view).and_then(|applied| {
+        tracing::info!(%group, index = applied.index(), "a member fetches the rows of a group");
+        read_parts(&view, head_of(group, hello, &applied, env), parts, &AtomicU64::new(0))
+    });
+    if let Err(error) = read {
+        tracing::error!(%group, %error, "rows that a member fetches cannot be read");
+    }
+}
+
+/// Brings the rows of a group from a peer into a generation that is not live: no older than `min_index`. Not cancel-safe:
+/// dropped, it leaves the filling behind. `stop` ends it in order.
+///
+/// # Errors
+/// When the peer cannot be reached or refuses, nothing moves, or what comes does not add up.
+pub(super) async fn fetch(
+    peer: &Peer,
+    state: &Arc<GroupState>,
+    min_index: u64,
+    stop: &CancellationToken,
+) -> Result<(Generation, Applied), SnapshotError> {
+    let mut client = peer.client().await.map_err(|error| SnapshotError::Peer(error.to_string()))?;
+    let hello = Some(peer.identity().hello(peer.node()));
+    let ask = wire::FetchRequest { hello, group: state.group().get(), min_index };
+    let from_peer = |status: Status| SnapshotError::Peer(status.to_string());
+    let begun = async {
+        let mut parts = client.fetch_snapshot(ask).await.map_err(from_peer)?.into_inner();
+        let first = parts.message().await.map_err(from_peer)?;
+        Ok::<_, SnapshotError>((parts, first))
+    };
+    let begun = tokio::time::timeout(STALL_DEADLINE, begun).await.map_err(|_| SnapshotError::Stalled)?;
+    let (mut parts, first) = begun?;
+    let Some(wire::snapshot_part::Part::Head(head)) = first.and_then(|part| part.part) else {
+        return Err(SnapshotError::Malformed("no head"));
+    };
+    let applied = applied_of(&head)?;
+    if head.group != state.group().get() || applied.index() < min_index {
+        return Err(SnapshotError::Malformed("rows that were not asked for"));
+    }
+    receive(state, applied, &mut parts, stop).await
+}
+
 /// Sends a snapshot and answers the vote of the peer, which tells whether it still follows. Cancel-safe: a dropped call
 /// breaks the stream, and the peer forgets what came.
 ///
@@ -87,16 +155,9 @@ pub(super) async fn send(
 ) -> Result<Vote, SnapshotError> {
     let SnapshotRows::View { view, applied } = snapshot else { return Err(SnapshotError::NotAView) };
     let mut client = peer.client().await.map_err(|error| SnapshotError::Peer(error.to_string()))?;
-    let mut id = [0; 16];
-    peer.env().fill_random(&mut id);
     let head = wire::SnapshotHead {
-        hello: Some(peer.identity().hello(peer.node())),
-        group: group.get(),
         vote: Some(convert::vote_out(vote)),
-        last_log_id: applied.log_id.as_ref().map(convert::log_id_out),
-        membership: Some(convert::stored_membership_out(&applied.membership)),
-        hlc: applied.hlc.get(),
-        snapshot: Bytes::copy_from_slice(&id),
+        ..head_of(group, peer.identity().hello(peer.node()), &applied, peer.env())
     };
     tracing::info!(%group, to = %peer.node(), index = applied.log_id.map(|id| id.index()), "sending a snapshot");
     let (parts, outbound) = mpsc::channel(PARTS_QUEUED);
@@ -269,7 +330,6 @@ fn fill(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::env::Env;
     use crate::meta::clock::StampClock;
     use crate::meta::kv::Store;
     use crate::meta::raft::LogId;

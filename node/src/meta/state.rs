@@ -26,6 +26,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::clock::StampClock;
+use super::digest::Marks;
 use super::kv::{Generation, Live, Store, View};
 use super::raft::{Commands, Entry, LogId, Outcomes, Payload, SnapshotMeta, StoredMembership, TypeConfig};
 use super::wire as convert;
@@ -53,7 +54,7 @@ pub(super) struct Applied {
 }
 
 impl Applied {
-    fn index(&self) -> u64 {
+    pub(super) fn index(&self) -> u64 {
         self.log_id.map_or(0, |log_id| log_id.index())
     }
 
@@ -148,6 +149,12 @@ pub(crate) struct GroupState {
     durable: Arc<AtomicU64>,
     clock: Arc<StampClock>,
     failure: Failure,
+    /// Rises when the rows are replaced by another member's: who applied to the old ones applies no more. Held while rows
+    /// change.
+    life: Mutex<u64>,
+    marks: Arc<Marks>,
+    /// Why the rows are not to be trusted, once one did not decode or the store failed.
+    suspicion: Mutex<Option<String>>,
 }
 
 impl GroupState {
@@ -175,6 +182,9 @@ impl GroupState {
             durable,
             clock,
             failure,
+            life: Mutex::default(),
+            marks: Arc::default(),
+            suspicion: Mutex::default(),
         }))
     }
 
@@ -216,6 +226,13 @@ impl GroupState {
         voters.map(NodeId::new).collect()
     }
 
+    /// All other members of the applied membership.
+    pub(super) fn other_members(&self, node: NodeId) -> BTreeSet<NodeId> {
+        let membership = Arc::clone(&self.applied.lock().membership);
+        let members = membership.membership().nodes().map(|(id, _)| NodeId::new(*id));
+        members.filter(|member| *member != node).collect()
+    }
+
     /// The index up to which rows survive a power cut.
     pub(super) fn durable(&self) -> &Arc<AtomicU64> {
         &self.durable
@@ -237,11 +254,36 @@ impl GroupState {
     /// A halt ends the node: it was reported.
     pub(super) fn query(&self, queries: &[Query]) -> Result<Vec<Answer>, Halt> {
         let view = self.view();
-        queries.iter().map(|query| self.query_view(&view, query)).collect::<Result<_, _>>().inspect_err(
-            |halt| {
-                self.failure.report(format!("{}: {halt}", self.group));
-            },
-        )
+        queries
+            .iter()
+            .map(|query| self.query_view(&view, query))
+            .collect::<Result<_, _>>()
+            .inspect_err(|halt| self.halted(halt))
+    }
+
+    /// Rows that cannot be read may be right elsewhere; a command that is not known here is not.
+    fn halted(&self, halt: &Halt) {
+        let why = format!("{}: {halt}", self.group);
+        match halt {
+            Halt::UnknownCommand(_) => self.failure.report(why),
+            Halt::Kv(_) | Halt::Corrupt { .. } => {
+                let mut suspicion = self.suspicion.lock();
+                if suspicion.is_none() {
+                    tracing::error!(group = %self.group, %halt, "rows of a group cannot be read");
+                    *suspicion = Some(why);
+                }
+            }
+        }
+    }
+
+    /// Why the rows are not to be trusted.
+    pub(super) fn suspicion(&self) -> Option<String> {
+        self.suspicion.lock().clone()
+    }
+
+    /// What was marked of the rows, for the leader to compare.
+    pub(super) fn marks(&self) -> &Arc<Marks> {
+        &self.marks
     }
 
     fn query_view(&self, view: &View, query: &Query) -> Result<Answer, Halt> {
@@ -253,13 +295,22 @@ impl GroupState {
         Ok(answer)
     }
 
-    /// Applies entries in order, all or none, and answers their outcomes. Blocks.
+    /// Applies entries in order and answers their outcomes. Blocks.
     fn apply(&self, entries: &[Entry]) -> Result<Vec<Outcomes>, Halt> {
+        let mut outcomes = Vec::with_capacity(entries.len());
+        while outcomes.len() < entries.len() {
+            self.apply_batch(&entries[outcomes.len()..], &mut outcomes)?;
+        }
+        Ok(outcomes)
+    }
+
+    /// Applies entries up to the first that carries a mark, all or none of them.
+    fn apply_batch(&self, entries: &[Entry], outcomes: &mut Vec<Outcomes>) -> Result<(), Halt> {
         let generation = self.live.get();
         let mut applied = self.applied.lock().clone();
         let mut membership_changed = false;
         let mut overlay = Overlay::new(&generation);
-        let mut outcomes = Vec::with_capacity(entries.len());
+        let mut mark = 0;
         for entry in entries {
             let next = applied.log_id.map_or(0, |log_id| log_id.index() + 1);
             assert!(entry.index() == next, "entry {} is to be applied where {next} is next", entry.index());
@@ -274,6 +325,7 @@ impl GroupState {
                         batch.commands.iter().map(apply).collect::<Result<Vec<Outcome>, Halt>>()?;
                     let stamps = batch.commands.iter().map(|command| Hlc::from_u64(command.stamp));
                     applied.hlc = stamps.fold(applied.hlc, Hlc::max);
+                    mark = batch.take_digest;
                     outcomes
                 }
                 Payload::Membership(membership) => {
@@ -284,13 +336,20 @@ impl GroupState {
                 }
             }));
             applied.log_id = Some(entry.log_id);
+            if mark != 0 {
+                break;
+            }
         }
         self.commit(&generation, overlay.into_writes(), &applied, membership_changed)?;
         self.clock.saw(applied.hlc);
         let index = applied.index();
         *self.applied.lock() = applied;
+        if mark != 0 {
+            // Nobody else applies: these are the rows as of this entry.
+            self.marks.take(mark, self.view());
+        }
         self.applied_index.send_replace(index);
-        Ok(outcomes)
+        Ok(())
     }
 
     fn commit(
@@ -317,10 +376,30 @@ impl GroupState {
         batch.commit()
     }
 
+    /// Changes a row behind the log's back, or removes it.
+    #[cfg(test)]
+    pub(super) fn plant(&self, key: &[u8], value: Option<Bytes>) {
+        let mut batch = self.store.batch(1);
+        batch.set(&self.live.get(), key.to_vec(), value);
+        batch.commit().unwrap();
+    }
+
     /// As if everything up to `log_id` had been applied, for a suite that leaves entries out.
     #[cfg(test)]
     pub(super) fn skip_to(&self, log_id: LogId) {
         self.applied.lock().log_id = Some(log_id);
+    }
+
+    /// Replaces rows that are wrong by another member's, as of an entry that is in the log here or beyond its end. Whoever
+    /// still applies to the old ones does no more. Blocks.
+    pub(super) fn replace(&self, generation: Generation, applied: Applied) -> Result<(), KvError> {
+        let mut life = self.life.lock();
+        *life += 1;
+        // They may be as of an entry before the last one applied to the old ones.
+        self.durable.store(applied.index(), Ordering::Release);
+        self.install(generation, applied)?;
+        *self.suspicion.lock() = None;
+        Ok(())
     }
 
     /// Makes `generation`, filled with `applied` and its rows, the live one. Blocks.
@@ -349,11 +428,14 @@ pub(crate) enum SnapshotRows {
 #[derive(Debug, Clone)]
 pub(crate) struct StateMachine {
     state: Arc<GroupState>,
+    /// Of the rows that it applies to.
+    life: u64,
 }
 
 impl StateMachine {
     pub(super) fn new(state: Arc<GroupState>) -> Self {
-        Self { state }
+        let life = *state.life.lock();
+        Self { state, life }
     }
 
     #[cfg(test)]
@@ -366,14 +448,30 @@ impl StateMachine {
         work: impl FnOnce(&GroupState) -> Result<T, Halt> + Send + 'static,
     ) -> Result<T, io::Error> {
         let state = Arc::clone(&self.state);
-        let result = tokio::task::spawn_blocking(move || work(&state)).await;
-        let fault = match result {
-            Ok(Ok(done)) => return Ok(done),
-            Ok(Err(halt)) => halt.to_string(),
-            Err(join) => join.to_string(),
-        };
-        self.state.failure.report(format!("{}: {fault}", self.state.group));
-        Err(io::Error::other(fault))
+        match tokio::task::spawn_blocking(move || work(&state)).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(halt)) => {
+                self.state.halted(&halt);
+                Err(io::Error::other(halt.to_string()))
+            }
+            Err(join) => {
+                self.state.failure.report(format!("{}: {join}", self.state.group));
+                Err(io::Error::other(join))
+            }
+        }
+    }
+
+    /// Changes the rows; an error when they have been replaced meanwhile.
+    async fn changing<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&GroupState) -> Result<T, Halt> + Send + 'static,
+    ) -> Result<T, io::Error> {
+        let life = self.life;
+        let changed = self.blocking(move |state| {
+            let now = state.life.lock();
+            if *now == life { work(state).map(Some) } else { Ok(None) }
+        });
+        changed.await?.ok_or_else(|| io::Error::other("the rows were replaced"))
     }
 
     async fn apply_piece(
@@ -381,7 +479,7 @@ impl StateMachine {
         entries: Vec<Entry>,
         responders: Vec<Option<ApplyResponder<TypeConfig>>>,
     ) -> Result<(), io::Error> {
-        let outcomes = self.blocking(move |state| state.apply(&entries)).await?;
+        let outcomes = self.changing(move |state| state.apply(&entries)).await?;
         for (responder, outcomes) in responders.into_iter().zip(outcomes) {
             if let Some(responder) = responder {
                 responder.send(outcomes);
@@ -452,7 +550,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         snapshot: SnapshotRows,
     ) -> Result<(), io::Error> {
         let meta = meta.clone();
-        self.blocking(move |state| {
+        self.changing(move |state| {
             let (generation, applied) = match snapshot {
                 SnapshotRows::Received { generation, applied } => (generation, applied),
                 SnapshotRows::View { view, applied } => {
@@ -463,7 +561,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 }
             };
             assert!(applied.log_id == meta.last_log_id, "a snapshot's rows are those of its last entry");
-            known_level(&generation)?;
+            known_level(&generation).map_err(|newer| Halt::UnknownCommand(newer.0))?;
             Ok(state.install(generation, applied)?)
         })
         .await

@@ -155,6 +155,24 @@ impl GroupLog {
         (tail.purged.is_none_or(|purged| purged.index() < target)).then_some(target)
     }
 
+    /// Whether the log has `log_id`, ended its purged part with it, or ends before it.
+    pub(super) async fn agrees(&self, log_id: LogId) -> Result<bool, io::Error> {
+        let (purged, last) = {
+            let tail = self.shared.tail.lock();
+            (tail.purged, tail.last)
+        };
+        if last.is_none_or(|last| last.index() < log_id.index()) {
+            return Ok(true);
+        }
+        if let Some(purged) = purged
+            && log_id.index() <= purged.index()
+        {
+            return Ok(purged == log_id);
+        }
+        let found = self.read(log_id.index(), log_id.index() + 1).await?;
+        Ok(found.first().is_some_and(|entry| entry.log_id == log_id))
+    }
+
     /// Index of the last purged entry; 0 when there is none.
     pub(super) fn purged_index(&self) -> u64 {
         self.shared.tail.lock().purged.map_or(0, |purged| purged.index())

@@ -167,6 +167,20 @@ async fn less_log_than_was_asked_for_is_an_error_to_who_applies_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_fit_a_log_that_has_their_entry_or_ends_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path());
+    assert!(log.agrees(LogId::new_term_index(1, 3)).await.unwrap(), "an empty one");
+    append(&mut log, 0..10).await;
+    log.purge(LogId::new_term_index(1, 4)).await.unwrap();
+    for (term, index, agrees) in
+        [(1, 3, false), (1, 4, true), (2, 4, false), (1, 9, true), (2, 9, false), (2, 10, true)]
+    {
+        assert_eq!(log.agrees(LogId::new_term_index(term, index)).await.unwrap(), agrees, "{term} {index}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_entry_out_of_its_order_ends_the_node() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), 1 << 20).unwrap();

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures::FutureExt;
 use holdfast_proto::id::GroupId;
 use openraft::async_runtime::watch::WatchReceiver as _;
 
@@ -69,12 +68,16 @@ pub(super) async fn run(groups: Arc<Groups>, config: UpkeepConfig) {
 async fn step(groups: &Arc<Groups>, config: UpkeepConfig, last: &mut Last) {
     let all = groups.all();
     for group in &all {
-        if let Some(why) = stopped(group)
+        // One whose rows cannot be read stops too, and one that is rebuilt was stopped: neither ends the node.
+        if let Some(why) = group.stopped()
+            && group.state().suspicion().is_none()
+            && groups.is_open(group)
             && !groups.cancel().is_cancelled()
         {
             groups.fail(format!("{} stopped: {why}", group.id()));
         }
     }
+    groups.rebuild_suspicious();
     watch_clock(groups, &all, last);
     let now = groups.env().monotonic();
     let written: u64 = all.iter().map(|group| group.log().written()).sum();
@@ -90,7 +93,9 @@ async fn step(groups: &Arc<Groups>, config: UpkeepConfig, last: &mut Last) {
     }
     for group in &all {
         watch_log(group, last);
-        purge(group, config).await;
+        if !groups.rebuilds().is_running(group.id()) {
+            purge(group, config).await;
+        }
     }
     if now >= last.reclaimed + RECLAIM_INTERVAL {
         last.reclaimed = now;
@@ -116,17 +121,6 @@ fn watch_log(group: &Group, last: &mut Last) {
             "the log of a group is not purged: see holdfast_meta_group_behind_entries for a member that is behind"
         );
     }
-}
-
-/// Why the library no longer drives a group; `None` while it does.
-fn stopped(group: &Group) -> Option<String> {
-    let mut metrics = group.raft().metrics();
-    if let Err(error) = metrics.borrow_and_update().running_state.clone() {
-        return Some(error.to_string());
-    }
-    // A panic says nothing: who would change the metrics is gone with its task.
-    let gone = metrics.changed().now_or_never().is_some_and(|changed| changed.is_err());
-    gone.then(|| "its task is gone".to_owned())
 }
 
 /// A leader whose clock is off does not stamp: who can, should lead.

@@ -8,6 +8,7 @@ use holdfast_proto::meta::{HeartbeatRequest, TargetReport};
 
 use super::contact::Contact;
 use crate::data::Target;
+use crate::meta::Groups;
 use crate::supervisor::Progress;
 
 const BEAT: Duration = Duration::from_secs(1);
@@ -22,6 +23,7 @@ pub(crate) async fn run(
     incarnation: u64,
     feature_level: u32,
     targets: OpenTargets,
+    groups: Option<Arc<Groups>>,
     progress: Progress,
 ) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(BEAT);
@@ -36,6 +38,7 @@ pub(crate) async fn run(
             feature_level,
             targets: reports(&targets),
             map_generation: 0,
+            group_scrubs: groups.as_ref().map(|groups| groups.scrub_reports()).unwrap_or_default(),
         };
         match contact.heartbeat(request).await {
             Ok(_) => {

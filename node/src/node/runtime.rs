@@ -155,11 +155,20 @@ impl NodeRuntime {
         }
         self.follow_cluster();
         self.register(shards);
-        let (contact, targets) = (self.contact.clone(), self.open_targets.clone());
+        let (contact, targets, groups) =
+            (self.contact.clone(), self.open_targets.clone(), self.groups.clone());
         let (node, incarnation) = (self.identity.node.get(), self.identity.incarnation);
         let level = self.config.node.feature_level();
         self.front.worker("heartbeat", move |progress| {
-            heartbeat::run(contact.clone(), node, incarnation, level, targets.clone(), progress)
+            heartbeat::run(
+                contact.clone(),
+                node,
+                incarnation,
+                level,
+                targets.clone(),
+                groups.clone(),
+                progress,
+            )
         });
         if let Some(s3) = s3 {
             self.serve_s3(s3)?;
@@ -374,6 +383,8 @@ impl NodeRuntime {
                 worker::buckets::run(groups, cluster, progress).await
             }
         });
+        let (groups, every) = (head.groups.clone(), head.config.scrub_every.get());
+        self.front.worker("meta-scrub", move |progress| groups.clone().run_scrub(every, progress));
         let groups = head.groups.clone();
         self.front.worker("group-metrics", move |_| worker::group_metrics::run(groups.clone()));
         let (conditions, groups) = (self.conditions.clone(), head.groups.clone());

@@ -1,12 +1,13 @@
 //! Who has been heard of, in the memory of the zone group's leader: nothing here is replicated, and a new leader starts
 //! from "everybody was heard of just now", so that a change of leader takes no target down.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use holdfast_machine::FEATURE_LEVEL_FIRST;
 use holdfast_proto::meta::{
-    ClusterMap, Node, NodeState, Target, TargetReport, TargetState, TargetStateChange,
+    ClusterMap, GroupMembers, GroupScrubReport, Node, NodeState, Target, TargetReport, TargetState,
+    TargetStateChange,
 };
 
 /// Faults of a target that answers reads as ever: writers are refused by the target itself.
@@ -49,6 +50,7 @@ struct Heard {
     incarnation: u64,
     level: u32,
     reports: Vec<TargetReport>,
+    group_scrubs: Vec<GroupScrubReport>,
 }
 
 impl Liveness {
@@ -73,7 +75,7 @@ impl Liveness {
             return false;
         }
         let level = self.heard.get(&node).map_or(FEATURE_LEVEL_FIRST, |heard| heard.level);
-        self.heard.insert(node, Heard { at: now, incarnation, level, reports });
+        self.heard.insert(node, Heard { at: now, incarnation, level, reports, group_scrubs: Vec::new() });
         true
     }
 
@@ -82,6 +84,31 @@ impl Liveness {
         if let Some(heard) = self.heard.get_mut(&node) {
             heard.level = level.max(FEATURE_LEVEL_FIRST);
         }
+    }
+
+    /// What a node said in its last beat of the groups that it leads or rebuilds.
+    pub(crate) fn scrubbed(&mut self, node: u64, group_scrubs: Vec<GroupScrubReport>) {
+        if let Some(heard) = self.heard.get_mut(&node) {
+            heard.group_scrubs = group_scrubs;
+        }
+    }
+
+    /// What a node last said of the groups that it leads or rebuilds.
+    pub(crate) fn group_scrubs(&self, node: u64) -> &[GroupScrubReport] {
+        self.heard.get(&node).map_or(&[], |heard| &heard.group_scrubs)
+    }
+
+    /// Who is in each group, as its leader said in its last beat within `limit`. A group without a leader that says so is
+    /// absent.
+    pub(crate) fn group_members(&self, limit: Duration, now: Duration) -> BTreeMap<u64, GroupMembers> {
+        let fresh = self.heard.values().filter(|heard| now.saturating_sub(heard.at) <= limit);
+        let reports = fresh.flat_map(|heard| &heard.group_scrubs);
+        reports.filter_map(|report| Some((report.group, report.members.clone()?))).collect()
+    }
+
+    /// What all nodes last said of them.
+    pub(crate) fn all_group_scrubs(&self) -> impl Iterator<Item = &GroupScrubReport> {
+        self.heard.values().flat_map(|heard| &heard.group_scrubs)
     }
 
     /// The feature level that a node knows; `None` when it has not been heard of.

@@ -184,7 +184,10 @@ impl Admin for AdminService {
         let Some(head) = &self.head else { return Ok(Response::new(self.contact.start_scrub(asked).await?)) };
         let unmade = || Fault::new(FaultKind::FaultUnavailable, "this node has not seen the zone's map yet");
         let map = head.feed.current().ok_or_else(unmade)?;
-        Ok(Response::new(scrub::start(&map, asked.targets).await?))
+        Ok(Response::new(match asked.meta {
+            true => scrub::start_meta(head, &map).await,
+            false => scrub::start(&map, asked.targets).await?,
+        }))
     }
 
     async fn may_i(&self, request: Request<MayIRequest>) -> Result<Response<MayIResponse>, Status> {

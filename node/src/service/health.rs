@@ -44,6 +44,7 @@ pub(crate) fn codes(facts: &Facts<'_>) -> Vec<HealthCode> {
     let mut codes = Vec::new();
     leaders(facts, &mut codes);
     meta_nodes(facts, &mut codes);
+    replicas(facts, &mut codes);
     placement(facts, &mut codes);
     repair(facts, &mut codes);
     targets(facts, &mut codes);
@@ -110,6 +111,39 @@ fn meta_nodes(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
             format!("node {id} has been silent for {} s", node.silent_ms / 1000),
             "start it, or look at its log",
         ));
+    }
+}
+
+fn replicas(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
+    let name = |group| GroupId::from_u64(group).map_or_else(|_| group.to_string(), |id| id.to_string());
+    for (node, report) in
+        facts.nodes.iter().flat_map(|node| node.group_scrubs.iter().map(move |report| (node.node, report)))
+    {
+        let group = name(report.group);
+        if report.no_majority {
+            codes.push(code(
+                "error",
+                "META_NO_MAJORITY",
+                format!("the replicas of group {group} have different rows, and no more than half of them the same"),
+                "nothing is rebuilt: start the meta nodes that are down, then `holdfast scrub start --meta`;                  if all are up, stop writes and restore the group's rows from a backup",
+            ));
+            continue;
+        }
+        let odd = report.diverged.iter().copied().chain((!report.rebuilding.is_empty()).then_some(node));
+        let odd: BTreeSet<u64> = odd.collect();
+        for node in odd {
+            let id = NodeId::new(node);
+            let why = match report.rebuilding.as_str() {
+                "" => "they differ from the other members'",
+                why => why,
+            };
+            codes.push(code(
+                "error",
+                "META_DIVERGED",
+                format!("the rows of group {group} on node {id} are wrong: {why}"),
+                "they are replaced by another member's; look at the node's disk and memory",
+            ));
+        }
     }
 }
 
@@ -309,7 +343,7 @@ fn targets(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_proto::meta::{Node, PlacementGroup, StorageClass, Target, TargetReport};
+    use holdfast_proto::meta::{GroupScrubReport, Node, PlacementGroup, StorageClass, Target, TargetReport};
 
     fn zone(hosts: u64) -> ClusterMap {
         let node = |id: u64, role: &str| Node {
@@ -368,11 +402,32 @@ mod tests {
     }
 
     #[test]
+    fn replicas_that_differ_are_told_with_their_node() {
+        let map = zone(4);
+        let odd = GroupScrubReport { group: 1, diverged: vec![2], ..GroupScrubReport::default() };
+        let torn = GroupScrubReport { no_majority: true, diverged: vec![3], ..odd.clone() };
+        let rebuilt = GroupScrubReport { rebuilding: "x".into(), ..GroupScrubReport::default() };
+        for (report, expected) in
+            [(odd, "META_DIVERGED"), (torn, "META_NO_MAJORITY"), (rebuilt, "META_DIVERGED")]
+        {
+            let nodes =
+                [NodeStatus { node: 1, alive: true, group_scrubs: vec![report], ..NodeStatus::default() }];
+            assert_eq!(names(&Facts { nodes: &nodes, ..well(&map) }), [expected]);
+        }
+    }
+
+    #[test]
     fn errors_come_first() {
         let mut map = zone(4);
         map.targets[0].set_state(TargetState::TargetDown);
         let report = TargetReport { target: 5, writable: true, corrupt_blocks: 2, ..TargetReport::default() };
-        let nodes = [NodeStatus { node: 4, alive: false, silent_ms: 20_000, targets: vec![report] }];
+        let nodes = [NodeStatus {
+            node: 4,
+            alive: false,
+            silent_ms: 20_000,
+            targets: vec![report],
+            group_scrubs: vec![],
+        }];
         let facts = Facts { nodes: &nodes, missed_writes: 1, ..well(&map) };
         assert_eq!(names(&facts), ["NODE_SILENT", "TARGET_DOWN", "SHARDS_MISSING", "CORRUPT_BLOCKS"]);
     }
@@ -391,7 +446,8 @@ mod tests {
             free_bytes: 15,
             ..TargetReport::default()
         };
-        let nodes = [NodeStatus { node: 6, alive: true, silent_ms: 0, targets: vec![report] }];
+        let nodes =
+            [NodeStatus { node: 6, alive: true, silent_ms: 0, targets: vec![report], group_scrubs: vec![] }];
         let facts = Facts {
             nodes: &nodes,
             lost_stripes: 1,

@@ -179,6 +179,7 @@ impl MembershipService {
             return Err(Fault::new(FaultKind::Invalid, "a younger incarnation of this node is alive"));
         }
         liveness.knows(request.node, request.feature_level);
+        liveness.scrubbed(request.node, request.group_scrubs);
         let map = head.feed.current();
         let is_meta = map.as_ref().is_some_and(|map| {
             map.nodes.iter().any(|node| node.id == request.node && crate::node::contact::is_meta(node))

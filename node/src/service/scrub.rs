@@ -1,11 +1,13 @@
-//! `scrub start`: asks targets to read themselves through.
+//! `scrub start`: asks targets to read themselves through, or groups to compare their replicas.
 
 use futures::future::join_all;
 use holdfast_proto::admin::StartScrubResponse;
 use holdfast_proto::error::Fault;
+use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::meta::ClusterMap;
 use holdfast_proto::v1::FaultKind;
 
+use super::zone_head::ZoneHead;
 use crate::worker::reach::Reach;
 
 /// Targets asked at a time.
@@ -33,6 +35,24 @@ pub(super) async fn start(map: &ClusterMap, targets: Vec<u32>) -> Result<StartSc
         }
     }
     Ok(answer)
+}
+
+/// Asks the leader of every group.
+pub(super) async fn start_meta(head: &ZoneHead, map: &ClusterMap) -> StartScrubResponse {
+    let asked = map.groups.iter().map(|group| async move {
+        let id = GroupId::from_u64(group.id).map_err(|error| format!("group {}: {error}", group.id))?;
+        let voters: Vec<NodeId> = group.voters.iter().copied().map(NodeId::new).collect();
+        let started = head.groups.start_scrub(id, &voters).await;
+        started.map(|()| group.id).map_err(|fault| format!("group {id}: {}", fault.message))
+    });
+    let (mut groups, mut failed) = (Vec::new(), Vec::new());
+    for outcome in join_all(asked).await {
+        match outcome {
+            Ok(group) => groups.push(group),
+            Err(why) => failed.push(why),
+        }
+    }
+    StartScrubResponse { groups, failed, ..StartScrubResponse::default() }
 }
 
 async fn one(map: &ClusterMap, id: u32) -> anyhow::Result<()> {

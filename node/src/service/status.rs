@@ -33,7 +33,8 @@ pub(crate) async fn status(head: &ZoneHead, cluster: Option<&Cluster>) -> Result
         .ok_or_else(|| Fault::new(FaultKind::FaultUnavailable, "the zone is still being made"))?;
     let leads = head.leads();
     let nodes = if leads { nodes(head, &map) } else { Vec::new() };
-    let groups = groups(head, &map);
+    let mut groups = groups(head, &map);
+    tell_members(head, &nodes, &mut groups);
     let (missed_writes, garbage_writes) = match cluster {
         Some(cluster) => count(cluster, &map).await,
         None => (0, 0),
@@ -113,6 +114,7 @@ fn nodes(head: &ZoneHead, map: &ClusterMap) -> Vec<NodeStatus> {
                 alive: silent <= SILENT,
                 silent_ms: silent.as_millis() as u64,
                 targets: liveness.reports(node.id).to_vec(),
+                group_scrubs: liveness.group_scrubs(node.id).to_vec(),
             }
         })
         .collect()
@@ -138,6 +140,20 @@ fn here(status: &crate::meta::GroupStatus) -> GroupStatus {
         applied: status.applied,
         voters: ids(&status.voters),
         learners: ids(&status.learners),
+    }
+}
+
+/// Who leads the groups that are not hosted here and who is in them, as their leaders say.
+fn tell_members(head: &ZoneHead, nodes: &[NodeStatus], groups: &mut [GroupStatus]) {
+    let led = nodes.iter().flat_map(|node| node.group_scrubs.iter().map(move |report| (node.node, report)));
+    for (leader, report) in led {
+        let Some(members) = &report.members else { continue };
+        let is_hosted = GroupId::from_u64(report.group).is_ok_and(|id| head.groups.members(id).is_some());
+        if let Some(status) = groups.iter_mut().find(|status| status.group == report.group && !is_hosted) {
+            status.leader = leader;
+            status.voters.clone_from(&members.voters);
+            status.learners.clone_from(&members.learners);
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::meta::EventSeverity::{self, EventError, EventInfo, EventWarning};
-use holdfast_proto::meta::TargetReport;
+use holdfast_proto::meta::{GroupScrubReport, TargetReport};
 
 use super::repair::RepairState;
 use crate::service::zone_head::ZoneHead;
@@ -25,6 +26,8 @@ struct Told {
     brought_shards: u64,
     lost: usize,
     found: HashMap<u32, u64>,
+    /// Replicas that were wrong when their group's leader last compared.
+    wrong: HashMap<u64, Vec<u64>>,
 }
 
 /// An event to be.
@@ -47,8 +50,11 @@ pub(crate) async fn run(head: Arc<ZoneHead>, progress: Progress) -> anyhow::Resu
             let found = |report: &TargetReport| Some((report.target, report.scrub.as_ref()?.found));
             reports.filter_map(found).filter(|(_, found)| *found > 0).collect()
         };
-        for (severity, code, subject, text, why) in
-            told.news(&head.me().to_string(), held_back, &repair, &found)
+        let scrubs: Vec<GroupScrubReport> = head.liveness.lock().all_group_scrubs().cloned().collect();
+        for (severity, code, subject, text, why) in told
+            .news(&head.me().to_string(), held_back, &repair, &found)
+            .into_iter()
+            .chain(told.replicas(&scrubs))
         {
             head.tell(severity, code, &subject, text, why).await;
             progress.done(1);
@@ -105,6 +111,44 @@ impl Told {
                 let why = "they do not match their checksums; they are stored again".to_owned();
                 news.push((EventWarning, "SCRUB_FOUND", format!("target {target}"), text, why));
             }
+        }
+        news
+    }
+}
+
+impl Told {
+    /// Which replicas' rows are wrong, and that they are right again.
+    fn replicas(&mut self, reports: &[GroupScrubReport]) -> Vec<Telling> {
+        let mut news: Vec<Telling> = Vec::new();
+        let compared = |report: &&GroupScrubReport| report.finished_ms > 0 && !report.running;
+        for report in reports.iter().filter(compared) {
+            let before = self.wrong.insert(report.group, report.diverged.clone()).unwrap_or_default();
+            if before == report.diverged {
+                continue;
+            }
+            let group = GroupId::from_u64(report.group)
+                .map_or_else(|_| report.group.to_string(), |id| id.to_string());
+            let nodes: Vec<String> =
+                report.diverged.iter().map(|node| NodeId::new(*node).to_string()).collect();
+            let (nodes, index) = (nodes.join(" "), report.index);
+            news.push(match (report.diverged.is_empty(), report.no_majority) {
+                (true, _) => {
+                    let text = format!("all replicas that were asked have the same rows at index {index}");
+                    (EventInfo, "META_EQUAL", format!("group {group}"), text, String::new())
+                }
+                (false, true) => {
+                    let text =
+                        format!("the replicas have different rows at index {index}: nothing is rebuilt");
+                    let why = "no digest is that of more than half of the members".to_owned();
+                    (EventError, "META_NO_MAJORITY", format!("group {group}"), text, why)
+                }
+                (false, false) => {
+                    let text =
+                        format!("the rows on node(s) {nodes} are wrong at index {index} and are replaced");
+                    let why = "more than half of the members have the same other rows".to_owned();
+                    (EventError, "META_DIVERGED", format!("group {group}"), text, why)
+                }
+            });
         }
         news
     }
