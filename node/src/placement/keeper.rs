@@ -72,7 +72,11 @@ async fn step(head: &ZoneHead, placed: &mut u64) -> anyhow::Result<u64> {
     if !changes.is_empty() {
         commands.push(command::Op::SetTargetStates(SetTargetStates { changes }));
     }
-    let groups = voters::plan(&meta_nodes(head, &map), &map.groups);
+    let nodes = meta_nodes(head, &map);
+    let mut groups = voters::plan(&nodes, &map.groups);
+    if groups.is_empty() && members_settled(head, &map) {
+        groups.extend(voters::spread(&nodes, &map.groups));
+    }
     if !groups.is_empty() {
         commands.push(command::Op::PutGroups(PutGroups { groups }));
     }
@@ -139,6 +143,14 @@ fn meta_nodes(head: &ZoneHead, map: &ClusterMap) -> Vec<MetaNode> {
             leaving: node.state() == NodeState::NodeDraining,
         })
         .collect()
+}
+
+/// Whether every group has the members that the map names.
+fn members_settled(head: &ZoneHead, map: &ClusterMap) -> bool {
+    let actual = head.liveness.lock().group_members(ALIVE, head.now());
+    map.groups
+        .iter()
+        .all(|group| actual.get(&group.id).is_some_and(|actual| voters::is_settled(group, actual)))
 }
 
 /// Targets of `media` that carry placement groups.

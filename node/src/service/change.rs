@@ -1,6 +1,6 @@
 //! What an operator changes about who takes part, and asks before: on the node that leads the zone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holdfast_client::geometry::Geometry;
@@ -8,12 +8,13 @@ use holdfast_proto::admin::{ChangeResponse, MayIResponse, change_request, may_i_
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::meta::{
-    ClusterMap, NodeState, PlacementGroup, Refusal, RemoveTarget, SetNodeState, SetTargetStates, TargetState,
-    TargetStateChange, command,
+    ClusterMap, Group, GroupMembers, NodeState, PlacementGroup, Refusal, RemoveTarget, SetNodeState,
+    SetTargetStates, TargetState, TargetStateChange, command,
 };
 use holdfast_proto::v1::FaultKind;
 
 use super::zone_head::ZoneHead;
+use crate::formation::voters;
 use crate::placement::keeper::may_move;
 
 /// A voter that has not beaten for this long does not count.
@@ -90,6 +91,13 @@ pub(super) async fn change(head: &ZoneHead, what: change_request::What) -> Resul
         }
         What::RemoveNode(node) => {
             let name = node_name(&map, node)?;
+            // The map says at once who is to vote; the group's log, when that is so.
+            let members = head.liveness.lock().group_members(ALIVE, head.now());
+            let votes =
+                |group: &&Group| members.get(&group.id).is_some_and(|actual| actual.voters.contains(&node));
+            if let Some(group) = map.groups.iter().find(votes) {
+                return Err(refused(format!("node {name} still votes in group {}", name_of(group))));
+            }
             set_node(head, node, NodeState::NodeRemoved).await?;
             format!("node {name} has left the zone; its id is not used again")
         }
@@ -155,7 +163,8 @@ pub(super) async fn may_i(head: &ZoneHead, what: may_i_request::What) -> Result<
             let now = head.now();
             let is_alive = |id: u64| id == head.me().get() || liveness.beats(id, ALIVE, now);
             let alive = map.nodes.iter().map(|row| row.id).filter(|id| is_alive(*id)).collect();
-            against_stopping(&map, node, &alive)
+            let members = liveness.group_members(ALIVE, now);
+            against_stopping(&map, node, &alive, &members)
         }
         may_i_request::What::RemoveTarget(target) => {
             target_state(&map, target)?;
@@ -166,7 +175,13 @@ pub(super) async fn may_i(head: &ZoneHead, what: may_i_request::What) -> Result<
 }
 
 /// Why a node should not be stopped: placement groups that could not be written any more, groups without a majority.
-fn against_stopping(map: &ClusterMap, node: u64, alive: &BTreeSet<u64>) -> Vec<String> {
+/// `members` are those by the groups' own logs, where their leaders have said so.
+fn against_stopping(
+    map: &ClusterMap,
+    node: u64,
+    alive: &BTreeSet<u64>,
+    members: &BTreeMap<u64, GroupMembers>,
+) -> Vec<String> {
     let up: BTreeSet<u32> = map
         .targets
         .iter()
@@ -198,15 +213,27 @@ fn against_stopping(map: &ClusterMap, node: u64, alive: &BTreeSet<u64>) -> Vec<S
             short.len()
         ));
     }
-    let no_majority = |group: &&holdfast_proto::meta::Group| {
+    let no_majority = |group: &&Group| {
         let left = group.voters.iter().filter(|voter| **voter != node && alive.contains(voter)).count();
         group.voters.contains(&node) && left * 2 <= group.voters.len()
     };
     for group in map.groups.iter().filter(no_majority).take(REASONS_MAX) {
-        let name = GroupId::from_u64(group.id).map_or_else(|_| group.id.to_string(), |id| id.to_string());
-        reasons.push(format!("group {name} would have no majority of its voters"));
+        reasons.push(format!("group {} would have no majority of its voters", name_of(group)));
+    }
+    // While voters change, a majority of the old ones and one of the new ones are needed.
+    let changing = |group: &&Group| {
+        let settled = |actual: &GroupMembers| voters::is_settled(group, actual);
+        let has_part = |actual: &GroupMembers| group.voters.contains(&node) || actual.voters.contains(&node);
+        members.get(&group.id).is_some_and(|actual| !settled(actual) && has_part(actual))
+    };
+    for group in map.groups.iter().filter(changing).take(REASONS_MAX) {
+        reasons.push(format!("group {} is changing its members", name_of(group)));
     }
     reasons
+}
+
+fn name_of(group: &Group) -> String {
+    GroupId::from_u64(group.id).map_or_else(|_| group.id.to_string(), |id| id.to_string())
 }
 
 /// Why a target cannot be removed yet.
@@ -227,7 +254,11 @@ fn against_removing(map: &ClusterMap, target: u32) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_proto::meta::{Group, MovingPlace, Node, StorageClass, Target};
+    use holdfast_proto::meta::{MovingPlace, Node, StorageClass, Target};
+
+    fn against_stopping(map: &ClusterMap, node: u64, alive: &BTreeSet<u64>) -> Vec<String> {
+        super::against_stopping(map, node, alive, &BTreeMap::new())
+    }
 
     /// Seven hosts of one target each (node and target have one number), 4+2, one group over the first six.
     fn zone() -> ClusterMap {
@@ -272,6 +303,21 @@ mod tests {
         assert!(against_stopping(&map, 5, &without).is_empty());
         map.pgs[0].moving = vec![MovingPlace { place: 3, from: vec![7] }];
         assert_eq!(against_stopping(&map, 1, &all).len(), 1, "its shards are not all there yet");
+    }
+
+    #[test]
+    fn nobody_may_stop_while_votes_move() {
+        let mut map = zone();
+        map.groups[0].voters = vec![2, 3, 4];
+        let all: BTreeSet<u64> = (2..=7).collect();
+        let members = |voters: &[u64]| {
+            BTreeMap::from([(1, GroupMembers { voters: voters.to_vec(), ..GroupMembers::default() })])
+        };
+        assert_eq!(super::against_stopping(&map, 2, &all, &members(&[1, 2, 3])).len(), 1);
+        assert_eq!(super::against_stopping(&map, 2, &all, &members(&[1, 2, 3, 4])).len(), 1, "both count");
+        assert!(super::against_stopping(&map, 5, &all, &members(&[1, 2, 3])).is_empty(), "it has no vote");
+        assert!(super::against_stopping(&map, 2, &all, &members(&[2, 3, 4])).is_empty());
+        assert!(super::against_stopping(&map, 2, &all, &BTreeMap::new()).is_empty(), "nobody said");
     }
 
     #[test]
