@@ -133,6 +133,12 @@ impl Zone {
         }
     }
 
+    /// A client of one gateway, with connections of its own.
+    pub fn s3_of(&self, gateway: &Node) -> anyhow::Result<S3> {
+        let url = format!("http://{}", s3_listen(&gateway.config)?);
+        S3::new(&url, None, self.credentials())
+    }
+
     /// A client of the zone's gateway, with connections of its own.
     pub fn s3(&self) -> S3 {
         let ca = self.options.tls.then(|| {
@@ -165,6 +171,12 @@ impl Zone {
     /// `kill -9`.
     pub fn kill(&self, node: &Node) {
         process::kill(node.pid);
+    }
+
+    /// Ends a node by SIGTERM, as an operator does, and waits until it has.
+    pub fn end(&self, node: &Node) {
+        process::signal(node.pid, Signal::TERM);
+        wait::until("a node to end", START, || (!process::runs(node.pid)).then_some(()));
     }
 
     /// Freezes a node: its sockets stay open and silent.
@@ -216,15 +228,51 @@ impl Zone {
     /// Starts one more data node on a host of its own, as an operator does: a configuration like the first one's.
     /// Returns its host once its target is in the zone.
     pub fn add_data_node(&mut self) -> anyhow::Result<String> {
-        let like = self.nodes("data").remove(0);
+        let (host, _) = self.add_node("data")?;
+        wait::until("a new node's target to be up", START, || {
+            let status = self.status().ok()?;
+            let node = status["nodes"].as_array()?.iter().find(|node| node["host"] == host.as_str())?;
+            let mut targets = status["targets"].as_array()?.iter();
+            targets.any(|target| target["node"] == node["id"] && target["state"] == "up").then_some(())
+        });
+        Ok(host)
+    }
+
+    /// Starts one more meta node or gateway likewise. Returns it once it is ready; from then on it is one of the zone's nodes.
+    pub fn add_ready_node(&mut self, role: &str) -> anyhow::Result<Node> {
+        let (host, pid) = self.add_node(role)?;
+        let config = self.group.dir().join(&host).join("node.toml");
+        let node = wait::until("a new node to be ready", START, || {
+            let status = self.status().ok()?;
+            let row = status["nodes"].as_array()?.iter().find(|node| node["host"] == host.as_str())?;
+            let ready = process::http_get(row["admin"].as_str()?.parse().ok()?, "/health/ready").is_ok();
+            (row["alive"] == true && ready).then_some(())?;
+            Some(Node {
+                id: row["id"].as_u64()?,
+                roles: vec![role.to_owned()],
+                pid,
+                data_dir: self.group.dir().join(&host),
+                addr: row["addr"].as_str()?.parse().ok()?,
+                config: config.clone(),
+            })
+        });
+        self.ready.zones[0].nodes.push(node.clone());
+        Ok(node)
+    }
+
+    fn add_node(&mut self, role: &str) -> anyhow::Result<(String, u32)> {
+        let like = self.nodes(role).remove(0);
         let host = format!("host-added-{}", self.revived.len());
         let dir = self.group.dir().join(&host);
         let text = std::fs::read_to_string(&like.config)?;
         let old = like.data_dir.to_str().context("a path in UTF-8")?;
         let mut text = text.replace(old, dir.to_str().context("a path in UTF-8")?);
         for key in ["listen", "admin_listen"] {
-            let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-            text = set_key(&text, key, &format!("127.0.0.1:{port}"));
+            text = set_key(&text, key, &free_address()?);
+        }
+        // The gateway's own `listen` stands in its section.
+        if let Some((above, section)) = text.split_once("[gateway]") {
+            text = format!("{above}[gateway]{}", set_key(section, "listen", &free_address()?));
         }
         text = set_key(&text, "host", &host);
         std::fs::create_dir_all(&dir)?;
@@ -237,14 +285,12 @@ impl Zone {
         let child = self.group.spawn(&mut command, &log)?;
         let pid = child.id();
         self.revived.push(child);
-        wait::until("a new node's target to be up", START, || {
+        wait::until("a new node to be heard of", START, || {
             assert!(process::runs(pid), "server ended: {}", self.group.log_tail(&log));
             let status = self.status().ok()?;
-            let node = status["nodes"].as_array()?.iter().find(|node| node["host"] == host.as_str())?;
-            let mut targets = status["targets"].as_array()?.iter();
-            targets.any(|target| target["node"] == node["id"] && target["state"] == "up").then_some(())
+            status["nodes"].as_array()?.iter().any(|node| node["host"] == host.as_str()).then_some(())
         });
-        Ok(host)
+        Ok((host, pid))
     }
 
     /// How often a node has started, as the zone knows it.
@@ -450,6 +496,19 @@ impl Drop for Zone {
         }
         self.kill_all();
     }
+}
+
+/// An address on loopback that is free now.
+fn free_address() -> anyhow::Result<String> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+}
+
+/// The S3 address in a gateway's configuration.
+fn s3_listen(config: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(config)?;
+    let (_, section) = text.split_once("[gateway]").context("no gateway")?;
+    let line = section.lines().find_map(|line| line.strip_prefix("listen = ")).context("no listen")?;
+    Ok(line.trim_matches('"').to_owned())
 }
 
 /// Sets a text in a configuration.

@@ -9,7 +9,8 @@
 //! applies what its log has after that entry. A crash before the name leaves the old rows and is found again by the next
 //! comparison or the next read; a crash after it leaves the new rows and the log behind them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,11 +99,14 @@ impl Rebuilds {
 impl Groups {
     /// Rebuilds the rows of `id` from one of `from`, in the background; nothing when that is under way.
     pub(super) fn begin_rebuild(self: &Arc<Self>, id: GroupId, from: Vec<NodeId>, why: String) {
-        if self.cancel().is_cancelled() || self.rebuilds().running.lock().contains_key(&id) {
+        if self.cancel().is_cancelled() {
             return;
         }
-        tracing::error!(group = %id, %why, "META_DIVERGED: the rows of a group are wrong here and are replaced");
-        self.rebuilds().running.lock().insert(id, why);
+        match self.rebuilds().running.lock().entry(id) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(free) => free.insert(why.clone()),
+        };
+        tracing::error!(group = %id, why, "META_DIVERGED: the rows of a group are wrong here and are replaced");
         let groups = Arc::clone(self);
         self.tasks().spawn(async move {
             let done = groups.rebuild(id, &from).await;
