@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -102,6 +102,8 @@ pub(crate) trait DiskFile: Send + Sync + fmt::Debug {
     fn drop_cache(&self, range: Range<u64>) -> io::Result<()>;
     /// Length, bytes.
     fn len(&self) -> io::Result<u64>;
+    /// Bytes of disk that it takes: less than its length where holes were punched.
+    fn allocated(&self) -> io::Result<u64>;
     /// Cuts or extends to `len` bytes.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Frees the whole blocks inside a range, which then reads as zeros; the length stays.
@@ -317,6 +319,11 @@ impl DiskFile for MachineFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        // In units of 512 bytes, whatever the file system's blocks are.
+        Ok(self.file.metadata()?.blocks() * 512)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

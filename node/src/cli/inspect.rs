@@ -90,6 +90,7 @@ fn repair_json(repair: Option<&RepairStatus>) -> Value {
     };
     json!({
         "running": repair.running,
+        "seconds_left": repair.seconds_left,
         "settled": repair.settled,
         "shards_seen": repair.shards_seen,
         "shards_total": repair.shards_total,
@@ -118,6 +119,10 @@ fn repair_text(repair: Option<&RepairStatus>) -> String {
         repair.brought_shards,
         output::bytes(repair.brought_bytes),
     );
+    if let Some(seconds) = repair.seconds_left {
+        let left = humantime::format_duration(std::time::Duration::from_secs(seconds));
+        text += &format!("; about {left} left");
+    }
     if repair.waiting_stripes > 0 {
         text += &format!("; {} stripe(s) wait", repair.waiting_stripes);
     }

@@ -122,6 +122,10 @@ section!(
         scrub_every: Span = Span::secs(14 * 24 * 3600),
         /// Scrubbing reads no more than this in a second of each target, bytes.
         scrub_bytes_per_second: Size = Size::mib(50),
+        /// A segment of which less than this is needed is emptied and removed, per cent of the disk it takes.
+        compact_below: u32 = 50,
+        /// Compaction moves no more than this in a second of each target, bytes.
+        compact_bytes_per_second: Size = Size::mib(20),
     }
 );
 

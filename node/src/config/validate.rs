@@ -147,6 +147,15 @@ impl Check<'_> {
         if data.index_cache_bytes.bytes() < 1 << 20 {
             self.fault("data.index_cache_bytes", "at least 1MiB");
         }
+        if !(1..=90).contains(&data.compact_below) {
+            self.fault(
+                "data.compact_below",
+                "between 1 and 90 per cent: above that the same is moved again and again",
+            );
+        }
+        if data.compact_bytes_per_second < Size::mib(1) {
+            self.fault("data.compact_bytes_per_second", "at least 1MiB: deleted space would not come back");
+        }
         if data.scrub_every.get() < Duration::from_secs(60) {
             self.fault("data.scrub_every", "at least 1min");
         }

@@ -63,7 +63,7 @@ async fn check(target: &Target, owed: &BTreeMap<u32, Owed>, context: &str) {
     assert_eq!(target.report().corrupt_blocks, 0, "{context}");
 }
 
-async fn crash_at_every_point(power: bool) {
+async fn crash_at_every_point(power: bool, compacts: bool) {
     for point in 0.. {
         let machine = Machine::new();
         machine.disk.plan(On::Any, point, Trouble::Die);
@@ -71,6 +71,10 @@ async fn crash_at_every_point(power: bool) {
         if let Ok(target) = machine.try_open().await {
             super::testing::recovered(&target).await;
             owed = work(&target).await;
+            if compacts {
+                // Whatever is sealed, needed or not.
+                target.compact(1000).await;
+            }
             drop(target);
         }
         let died = machine.disk.is_dead();
@@ -84,6 +88,10 @@ async fn crash_at_every_point(power: bool) {
             }
             let target = machine.open().await;
             check(&target, &owed, &context).await;
+            if compacts {
+                target.compact(1000).await;
+                check(&target, &owed, &context).await;
+            }
             // It goes on from there, also across what a torn batch left.
             let number = 1000 + again as u32 * 2;
             let (meta, data) = shard(number, length(number));
@@ -100,12 +108,22 @@ async fn crash_at_every_point(power: bool) {
 
 #[tokio::test]
 async fn a_killed_process_loses_nothing_acknowledged() {
-    crash_at_every_point(false).await;
+    crash_at_every_point(false, false).await;
 }
 
 #[tokio::test]
 async fn a_power_cut_loses_nothing_acknowledged() {
-    crash_at_every_point(true).await;
+    crash_at_every_point(true, false).await;
+}
+
+#[tokio::test]
+async fn a_process_killed_while_it_compacts_loses_nothing_acknowledged() {
+    crash_at_every_point(false, true).await;
+}
+
+#[tokio::test]
+async fn a_power_cut_while_it_compacts_loses_nothing_acknowledged() {
+    crash_at_every_point(true, true).await;
 }
 
 /// What is stored, removed and stored again in one batch, while the index is rebuilt; then it is punched.

@@ -60,7 +60,7 @@ pub(super) trait ShardIndex: Send + Sync + fmt::Debug {
     fn checkpoint(&self) -> Result<Option<Checkpoint>, IndexError>;
     /// Stores a checkpoint.
     fn set_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), IndexError>;
-    /// Makes everything so far survive a power cut.
+    /// Makes everything so far survive the end of the process, and a power cut as far as the engine can.
     fn persist(&self) -> Result<(), IndexError>;
 }
 

@@ -98,6 +98,7 @@ fn move_changes(shared: &Shared, changes: &Changes, freed: &[Entry], covered: Po
 
 /// Punches dead payloads, whole blocks only: the kernel would zero the edges of others, and they hold live neighbours.
 pub(super) fn give_back(shared: &Shared, freed: &[Entry]) {
+    shared.count_dead(freed);
     for entry in freed {
         let start = entry.data_offset().next_multiple_of(BATCH_ALIGN);
         let end = (entry.data_offset() + u64::from(entry.length)) / BATCH_ALIGN * BATCH_ALIGN;
@@ -109,6 +110,8 @@ pub(super) fn give_back(shared: &Shared, freed: &[Entry]) {
             Ok(()) => {}
             // Then compaction alone gives space back.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            // Its segment was compacted: all of it was given back.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 tracing::warn!(segment = entry.at.segment, offset = entry.at.offset, %error, "a deleted shard's space was not given back");
             }
@@ -183,6 +186,8 @@ fn rebuild_until_done(shared: &Shared, cancel: &CancellationToken) {
 
 /// Builds a new index of everything published so far. What is published meanwhile stays in the overlay.
 fn rebuild(shared: &Shared, cancel: &CancellationToken) -> Result<Checkpoint, RebuildError> {
+    // What is listed below must be there when it is read.
+    let _apart = shared.removing.lock();
     let until = shared.overlay.published();
     *shared.index.write() = None;
     shared.index_home.wipe().map_err(RebuildError::Wipe)?;

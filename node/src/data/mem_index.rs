@@ -58,6 +58,8 @@ struct Memory {
     rows: BTreeMap<ShardId, Entry>,
     checkpoint: Option<Checkpoint>,
     steps: Vec<Step>,
+    /// So many of the steps no crash takes back.
+    persisted: usize,
     broken: bool,
     for_good: bool,
 }
@@ -94,11 +96,12 @@ impl MemHome {
     pub(super) fn crash(&self, keep: usize) {
         let mut memory = self.0.lock();
         let steps = std::mem::take(&mut memory.steps);
-        let kept = steps.len() * keep / 1000;
+        let kept = (steps.len() * keep / 1000).max(memory.persisted);
         *memory = Memory::default();
         for step in steps.into_iter().take(kept) {
             memory.take(step);
         }
+        memory.persisted = kept;
     }
 
     /// Every call fails from now on, until the index is wiped.
@@ -200,6 +203,6 @@ impl ShardIndex for MemHome {
     }
 
     fn persist(&self) -> Result<(), IndexError> {
-        self.with(|_| ())
+        self.with(|memory| memory.persisted = memory.steps.len())
     }
 }

@@ -9,6 +9,7 @@
 //! (`scan`). Everything before it was fsynced. What was read back whole once may not be later: `scrub` reads it all, again and again.
 
 mod aligned;
+pub(crate) mod compact;
 mod directory;
 mod footer;
 mod index;

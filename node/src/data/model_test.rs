@@ -33,6 +33,8 @@ enum Step {
     /// So many syncs on, one fails.
     FailSync(u64),
     BreakIndex,
+    /// Sealed segments of which less than so much is needed, in per cent.
+    Compact(u64),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -48,6 +50,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0..12u64).prop_map(Step::DieAfter),
         1 => (0..6u64).prop_map(Step::FailSync),
         1 => Just(Step::BreakIndex),
+        4 => prop_oneof![Just(1000), Just(50), Just(1)].prop_map(Step::Compact),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -220,6 +223,7 @@ async fn run(steps: Vec<Step>, index_batch: usize, segment_kib: u64) {
             Step::DieAfter(operations) => run.machine.disk.plan(On::Any, operations, Trouble::Die),
             Step::FailSync(syncs) => run.machine.disk.plan(On::Sync, syncs, Trouble::Fail(5)),
             Step::BreakIndex => run.machine.index.break_it(),
+            Step::Compact(below) => drop(run.target.compact(below).await),
         }
         run.check().await;
     }

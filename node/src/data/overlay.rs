@@ -30,6 +30,8 @@ struct State {
     /// Counts moves that finished: what was looked up under an older one may have changed in the index since.
     generation: u64,
     rebuild: bool,
+    /// The index is to cover everything now, though there may be nothing to move.
+    cover: bool,
     stop: bool,
     abandon: bool,
     /// Nobody waits for room any more: no room will come, or no more changes will.
@@ -164,7 +166,8 @@ impl Overlay {
                 state.rebuild = false;
                 return Work::Rebuild;
             }
-            let idle = state.pending.is_empty() && state.freed.is_empty();
+            let cover = std::mem::take(&mut state.cover);
+            let idle = state.pending.is_empty() && state.freed.is_empty() && !cover;
             if idle && state.stop {
                 return Work::Stop;
             }
@@ -172,7 +175,7 @@ impl Overlay {
                 self.work.wait(&mut state);
                 continue;
             }
-            let due = state.stop || state.pending.len() >= self.move_at;
+            let due = state.stop || cover || state.pending.len() >= self.move_at;
             if due || self.work.wait_for(&mut state, MOVE_AFTER).timed_out() {
                 state.moving = Arc::new(std::mem::take(&mut state.pending));
                 self.room.notify_all();
@@ -199,6 +202,12 @@ impl Overlay {
         merged.append(&mut state.pending);
         state.pending = merged;
         state.generation += 1;
+    }
+
+    /// Has everything published so far moved into the index without waiting for more.
+    pub(super) fn ask_move(&self) {
+        self.state.lock().cover = true;
+        self.work.notify_one();
     }
 
     /// Asks the indexer for a rebuild.

@@ -81,6 +81,11 @@ impl Reader {
         blocks.ok_or(ReadError::Header(entry))
     }
 
+    /// The segment's file is gone, and its space goes with the last descriptor.
+    pub(super) fn forget(&self, segment: u64) {
+        self.files.remove(&segment);
+    }
+
     /// Has the next read of a record ask the device. Where that cannot be had, it reads what memory says.
     pub(super) fn drop_cache(&self, entry: Entry) {
         let end = entry.data_offset() + u64::from(entry.length);

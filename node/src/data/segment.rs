@@ -232,6 +232,12 @@ impl Batch {
         self.entries.extend(tombstones.into_iter().map(LogEntry::Dead));
     }
 
+    /// Appends tombstones that were elsewhere before, with the positions from which they kill.
+    pub(super) fn push_old_tombstones(&mut self, key: &RecordKey, tombstones: &[Tombstone]) {
+        self.push(key, Kind::Tombstones, &encode_tombstones(tombstones), &[]);
+        self.entries.extend(tombstones.iter().copied().map(LogEntry::Dead));
+    }
+
     fn next(&self) -> Position {
         Position::new(self.start.segment, self.start.offset + self.buf.len() as u64)
     }

@@ -16,7 +16,7 @@ use super::directory::Directory;
 use super::index::{IndexHome, ShardIndex, Totals};
 use super::overlay::{Changes, Known, Overlay};
 use super::read::{Blocks, ReadError, Reader, bad_blocks};
-use super::record::Entry;
+use super::record::{Entry, record_bytes};
 use super::scrub::Board;
 use super::segment::SegmentHome;
 use super::space::SpaceWatch;
@@ -96,6 +96,10 @@ pub(super) struct Shared {
     corrupt_blocks: AtomicU64,
     bad: Mutex<HashMap<ShardId, u32>>,
     pub(super) scrub: Board,
+    /// Held by who removes a segment, and by who reads a list of them.
+    pub(super) removing: Mutex<()>,
+    /// Bytes of records that died since this process opened the target, by segment.
+    dead: Mutex<HashMap<u64, u64>>,
     fault: Mutex<Option<Fault>>,
 }
 
@@ -122,6 +126,8 @@ impl Shared {
             corrupt_blocks: AtomicU64::new(0),
             bad: Mutex::default(),
             scrub: Board::default(),
+            removing: Mutex::default(),
+            dead: Mutex::default(),
             fault: Mutex::new(None),
         }
     }
@@ -257,6 +263,23 @@ impl Shared {
         );
     }
 
+    /// Counts records that nobody needs any more.
+    pub(super) fn count_dead(&self, freed: &[Entry]) {
+        let mut dead = self.dead.lock();
+        for entry in freed {
+            let bytes = record_bytes(entry.meta_len as usize, entry.length as usize) as u64;
+            *dead.entry(entry.at.segment).or_default() += bytes;
+        }
+    }
+
+    pub(super) fn dead_bytes(&self, segment: u64) -> u64 {
+        self.dead.lock().get(&segment).copied().unwrap_or(0)
+    }
+
+    pub(super) fn forget_dead(&self, segment: u64) {
+        self.dead.lock().remove(&segment);
+    }
+
     /// A shard that was found bad in an earlier life: counted then.
     pub(super) fn remember_bad(&self, shard: ShardId) {
         self.bad.lock().entry(shard).or_insert(0);
@@ -297,6 +320,8 @@ impl Shared {
                 FaultKind::Invalid,
                 format!("shard {shard} is stored here with another content"),
             )),
+            // Deleted or moved under our hands.
+            Err(_) if self.look(shard).place != Place::Here(entry) => Ok(false),
             Err(_) => {
                 self.note_bad(shard, entry, HEADER_BIT);
                 Ok(false)

@@ -418,6 +418,14 @@ impl DiskFile for Handle {
         self.with(None, |file, _| Ok(file.current.len() as u64))
     }
 
+    fn allocated(&self) -> io::Result<u64> {
+        let is_hole = |block: &&[u8]| block.iter().all(|byte| *byte == 0);
+        self.with(None, |file, _| {
+            let taken = file.current.chunks(DIRECT_ALIGN).filter(|block| !is_hole(block)).count();
+            Ok((taken * DIRECT_ALIGN) as u64)
+        })
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.with(Some(On::Any), |file, _| {
             file.current.resize(len as usize, 0);

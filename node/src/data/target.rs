@@ -439,7 +439,7 @@ impl Target {
         }
     }
 
-    async fn submit(&self, job: Job) -> Result<(), Fault> {
+    pub(super) async fn submit(&self, job: Job) -> Result<(), Fault> {
         let kib =
             u32::try_from(job.record_bytes().div_ceil(1024)).unwrap_or(u32::MAX).min(self.queue_kib_max);
         let permit = Arc::clone(&self.queue_kib).acquire_many_owned(kib).await.map_err(|_| stopping())?;

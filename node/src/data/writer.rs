@@ -13,9 +13,10 @@ use holdfast_proto::data::ShardMeta;
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::ShardId;
 use holdfast_proto::v1::FaultKind;
+use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::record::{Entry, Layout, TOMBSTONE_BYTES, record_bytes};
+use super::record::{Entry, Layout, TOMBSTONE_BYTES, Tombstone, record_bytes};
 use super::segment::{ActiveSegment, Batch};
 use super::shared::{Lookup, Place, Shared};
 
@@ -39,10 +40,30 @@ pub(super) struct Removal {
     pub(super) shards: Vec<(ShardId, Lookup)>,
 }
 
+/// A record that is appended again so that its segment can go; its content has been verified.
+#[derive(Debug)]
+pub(super) struct Move {
+    shard: ShardId,
+    from: Entry,
+    meta: ShardMeta,
+    meta_bytes: Vec<u8>,
+    data: Bytes,
+}
+
+impl Move {
+    pub(super) fn new(shard: ShardId, from: Entry, meta: ShardMeta, data: Bytes) -> Self {
+        let meta_bytes = meta.encode_to_vec();
+        Self { shard, from, meta, meta_bytes, data }
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Job {
     Put(Box<Put>),
     Remove(Removal),
+    Move(Box<Move>),
+    /// Tombstones on their way out of a segment that goes.
+    Bury(Vec<Tombstone>),
 }
 
 impl Job {
@@ -55,6 +76,11 @@ impl Job {
                 .chunks(TOMBSTONES_PER_RECORD)
                 .map(|chunk| record_bytes(chunk.len() * TOMBSTONE_BYTES, 0))
                 .sum(),
+            Self::Move(one) => record_bytes(one.meta_bytes.len(), one.data.len()),
+            Self::Bury(tombstones) => tombstones
+                .chunks(TOMBSTONES_PER_RECORD)
+                .map(|chunk| record_bytes(chunk.len() * TOMBSTONE_BYTES, 0))
+                .sum(),
         }
     }
 
@@ -62,6 +88,8 @@ impl Job {
         match self {
             Self::Put(_) => 1,
             Self::Remove(removal) => removal.shards.len(),
+            Self::Move(_) => 1,
+            Self::Bury(tombstones) => tombstones.len(),
         }
     }
 }
@@ -187,6 +215,16 @@ impl Writer {
                 self.stage_removal(removal, staged);
                 Ok(())
             }
+            Job::Move(one) => {
+                self.stage_move(*one, staged);
+                Ok(())
+            }
+            Job::Bury(tombstones) => {
+                for chunk in tombstones.chunks(TOMBSTONES_PER_RECORD) {
+                    self.batch.push_old_tombstones(&self.shared.home.key, chunk);
+                }
+                Ok(())
+            }
         };
         match outcome {
             Ok(()) => staged.waiting.push(done),
@@ -252,6 +290,23 @@ impl Writer {
             self.batch.push_tombstones(&self.shared.home.key, chunk);
         }
         staged.removals += dead.len() as u64;
+    }
+
+    /// Only what is still the shard is appended: a deletion or another record since then wins.
+    fn stage_move(&mut self, one: Move, staged: &mut Staged) {
+        let place = match staged.changes.get(&one.shard) {
+            Some(Some(entry)) => Place::Here(*entry),
+            Some(None) => Place::Absent,
+            None => self.shared.look(one.shard).place,
+        };
+        if place != Place::Here(one.from) || self.shared.is_bad(one.shard) {
+            return;
+        }
+        let (key, layout) = (&self.shared.home.key, one.from.layout);
+        let entry = self.batch.push_shard(key, one.shard, layout, &one.meta_bytes, &one.data);
+        staged.changes.insert(one.shard, Some(entry));
+        staged.metas.insert(one.shard, one.meta);
+        staged.freed.push(one.from);
     }
 
     fn publish(&mut self, mut staged: Staged, segment: &ActiveSegment) {

@@ -236,6 +236,9 @@ impl DiskFile for SyncedFile {
         self.done.lock().push(format!("sync {}", self.name));
         if self.fails { Err(io::Error::other("no disk")) } else { self.real.sync() }
     }
+    fn allocated(&self) -> io::Result<u64> {
+        self.real.allocated()
+    }
     fn drop_cache(&self, range: std::ops::Range<u64>) -> io::Result<()> {
         self.done.lock().push(format!("drop {}", self.name));
         self.real.drop_cache(range)

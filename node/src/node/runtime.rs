@@ -22,6 +22,7 @@ use super::readiness::Conditions;
 use super::roles::{self, Opened};
 use crate::config::Config;
 use crate::data::ShardService;
+use crate::data::compact::{self, CompactConfig};
 use crate::data::scrub::{self, ScrubConfig};
 use crate::env::Env;
 use crate::formation::join::{self, SelfDescription};
@@ -288,7 +289,13 @@ impl NodeRuntime {
             every: data.scrub_every.get(),
             bytes_per_second: data.scrub_bytes_per_second.bytes(),
         };
+        let compact = CompactConfig {
+            below_per_cent: data.compact_below.into(),
+            bytes_per_second: data.compact_bytes_per_second.bytes(),
+        };
         for opened in &self.targets {
+            let target = opened.target.clone();
+            self.front.worker("compact", move |progress| compact::run(target.clone(), compact, progress));
             let (target, env) = (opened.target.clone(), self.env.clone());
             self.front
                 .worker("scrub", move |progress| scrub::run(target.clone(), config, env.clone(), progress));

@@ -119,7 +119,9 @@ impl Admin for AdminService {
         let (bucket, key) = (asked.bucket.clone(), asked.key.clone());
         let answer = object_stat::accept_loss(&self.cluster()?, asked).await?;
         if answer.deleted {
-            head.repair.lock().lost.retain(|lost| lost.key != key);
+            let id =
+                self.cluster()?.bucket(&bucket).await.map(|bucket| bucket.id.clone()).unwrap_or_default();
+            head.repair.lock().lost.retain(|lost| lost.key != key || lost.bucket != id);
             let text = format!(
                 "{bucket}/{} was given up: {} of its stripes were lost",
                 key.escape_ascii(),

@@ -167,8 +167,20 @@ pub(super) async fn may_i(head: &ZoneHead, what: may_i_request::What) -> Result<
             against_stopping(&map, node, &alive, &members)
         }
         may_i_request::What::RemoveTarget(target) => {
-            target_state(&map, target)?;
-            against_removing(&map, target)
+            let state = target_state(&map, target)?;
+            let mut reasons = against_removing(&map, target);
+            let liveness = head.liveness.lock();
+            let held = liveness
+                .all_reports()
+                .find(|report| report.target == target)
+                .map_or(0, |report| report.shards);
+            // What one holds that is gone for good holds up nobody.
+            if held > 0 && reasons.is_empty() && state != TargetState::TargetOut {
+                reasons.push(format!(
+                    "{held} shard(s) are left on it: of what was deleted, perhaps; they go within meta.garbage_grace"
+                ));
+            }
+            reasons
         }
     };
     Ok(MayIResponse { yes: reasons.is_empty(), reasons })

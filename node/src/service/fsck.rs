@@ -98,7 +98,11 @@ impl Check {
 
     /// A pass of the zone's repair, from its beginning to its end.
     async fn repair(&self) -> Result<(), Fault> {
-        let before = self.head.repair.lock().passes;
+        let before = {
+            let state = self.head.repair.lock();
+            // One that is under way began before this.
+            state.passes + u64::from(state.running)
+        };
         self.head.repair_wanted.store(true, Ordering::SeqCst);
         let ended = async {
             loop {

@@ -241,6 +241,12 @@ fn repair(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
     }
 }
 
+/// What a target last said that it holds, in words.
+fn shards_left(facts: &Facts<'_>, target: u32) -> String {
+    let report = facts.nodes.iter().flat_map(|node| &node.targets).find(|report| report.target == target);
+    report.map_or_else(|| "an unknown number of".to_owned(), |report| report.shards.to_string())
+}
+
 fn targets(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
     for target in &facts.map.targets {
         let state = target.state();
@@ -277,7 +283,11 @@ fn targets(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
             codes.push(code(
                 "warning",
                 "TARGET_DRAINING",
-                format!("target {} is drained: {left} placement group(s) have shards on it", target.id),
+                format!(
+                    "target {} is being drained: {left} placement group(s) have shards on it, {} shard(s) are left",
+                    target.id,
+                    shards_left(facts, target.id)
+                ),
                 "wait; then `holdfast target remove`",
             ));
         }
@@ -430,6 +440,24 @@ mod tests {
         }];
         let facts = Facts { nodes: &nodes, missed_writes: 1, ..well(&map) };
         assert_eq!(names(&facts), ["NODE_SILENT", "TARGET_DOWN", "SHARDS_MISSING", "CORRUPT_BLOCKS"]);
+    }
+
+    /// Names that stand alone on a line of this file: the codes, each in the call that makes it.
+    fn codes_made_here() -> BTreeSet<&'static str> {
+        let name = |line: &'static str| line.trim().strip_prefix('"')?.strip_suffix("\",");
+        let is_code = |name: &&str| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        include_str!("health.rs").lines().filter_map(name).filter(is_code).collect()
+    }
+
+    #[test]
+    fn every_code_is_in_the_table_for_operators() {
+        let table = include_str!("../../../docs/health.md");
+        let told: BTreeSet<&str> = table
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+            .map(|(code, _)| code)
+            .collect();
+        assert_eq!(told, codes_made_here());
     }
 
     #[test]

@@ -101,7 +101,12 @@ pub(super) async fn accept_loss(
         key: asked.key,
         version: if version.null { Default::default() } else { found.version_id },
         version_null: version.null,
-        conditions: Some(Preconditions { if_match: vec![stat.etag], ..Preconditions::default() }),
+        // The same bytes stored again are another object: they can be read.
+        conditions: Some(Preconditions {
+            if_match: vec![stat.etag],
+            if_match_modified_ms: Some(version.modified_ms),
+            ..Preconditions::default()
+        }),
         owner: version.owner,
         ..DeleteObject::default()
     };

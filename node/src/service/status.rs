@@ -73,6 +73,7 @@ pub(crate) async fn status(head: &ZoneHead, cluster: Option<&Cluster>) -> Result
 async fn repair(head: &ZoneHead, map: &ClusterMap, cluster: Option<&Cluster>) -> RepairStatus {
     let state = head.repair.lock().clone();
     let settled = state.is_settled(map);
+    let seconds_left = state.left().map(|left| left.as_secs());
     let mut names: HashMap<Bytes, String> = HashMap::new();
     for lost in &state.lost {
         if let (false, Some(cluster)) = (names.contains_key(&lost.bucket), cluster) {
@@ -90,6 +91,7 @@ async fn repair(head: &ZoneHead, map: &ClusterMap, cluster: Option<&Cluster>) ->
     });
     RepairStatus {
         running: state.running,
+        seconds_left,
         settled,
         shards_seen: state.shards_seen,
         shards_total: state.shards_total,

@@ -62,6 +62,8 @@ pub(crate) struct RepairState {
     pub(crate) running: bool,
     /// Passes that ended, well or not, since this node began to lead.
     pub(crate) passes: u64,
+    /// When the pass that runs, or ran last, began.
+    pub(crate) began: Option<Instant>,
     /// What the zone looked like to the newest pass, if that found nothing out of its place.
     settled: Option<Shape>,
     /// Shards seen by this pass or the last one, and how many there were to see.
@@ -78,6 +80,13 @@ pub(crate) struct RepairState {
 }
 
 impl RepairState {
+    /// How long the pass that runs is going to take, by how fast it has been; `None` when none runs or it has only begun.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        let began = self.began.filter(|_| self.running && self.shards_seen > 0)?;
+        let to_see = self.shards_total.saturating_sub(self.shards_seen) as f64;
+        Some(began.elapsed().mul_f64(to_see / self.shards_seen as f64))
+    }
+
     /// Whether everything is known to be where it belongs by this map.
     pub(crate) fn is_settled(&self, map: &ClusterMap) -> bool {
         !self.running && self.settled.as_ref().is_some_and(|settled| *settled == shape(map))
@@ -238,6 +247,7 @@ impl Repair {
         {
             let mut state = self.head.repair.lock();
             (state.running, state.settled, state.shards_seen) = (true, None, 0);
+            state.began = Some(Instant::now());
             state.shards_total = self.head.liveness.lock().all_reports().map(|report| report.shards).sum();
         }
         if may_have_lost_two(map) {
