@@ -125,7 +125,7 @@ fn replicas(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
                 "error",
                 "META_NO_MAJORITY",
                 format!("the replicas of group {group} have different rows, and no more than half of them the same"),
-                "nothing is rebuilt: start the meta nodes that are down, then `holdfast scrub start --meta`;                  if all are up, stop writes and restore the group's rows from a backup",
+                "nothing is rebuilt: start the meta nodes that are down, then `holdfast scrub start --meta`; if all are up, stop writes and look for the cause",
             ));
             continue;
         }
