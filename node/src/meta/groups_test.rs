@@ -586,6 +586,44 @@ async fn the_lead_is_handed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_lead_is_handed_over_under_load() {
+    let dirs = dirs();
+    let addresses = Arc::new(AddressBook::new());
+    // Without a hand-over nobody would lead in time.
+    let patient = |number: u64| {
+        let mut config = config(dirs[number as usize - 1].path(), number);
+        config.election = (DEADLINE * 2, DEADLINE * 4);
+        config
+    };
+    let first = Node::start(patient(1), &addresses).await;
+    let second = Node::start(patient(2), &addresses).await;
+    let third = Node::start(patient(3), &addresses).await;
+    init(&first).await;
+    set_members(&first, [1, 2, 3], []).await;
+    let (done, mut load) = (Arc::new(AtomicU64::new(0)), tokio::task::JoinSet::new());
+    for worker in 0..16 {
+        let (groups, done) = (Arc::clone(&first.groups), Arc::clone(&done));
+        load.spawn(async move {
+            for number in 0.. {
+                let command = create_account(worker << 32 | number, &groups);
+                if groups.propose(GROUP, vec![command]).await.is_err() {
+                    return;
+                }
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    wait("the load runs", || done.load(Ordering::Relaxed) > 100).await;
+    first.groups.shutdown().await;
+    wait("somebody leads", || second.groups.is_leader(GROUP) || third.groups.is_leader(GROUP)).await;
+    while load.join_next().await.is_some() {}
+    first.stop().await;
+    propose(&[&second, &third], 1 << 50).await;
+    second.stop().await;
+    third.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_off_neither_stamps_nor_tells_the_time() {
     const OFF_MS: i64 = 3_600_000;
     let dirs = dirs();

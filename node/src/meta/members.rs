@@ -137,7 +137,8 @@ impl Group {
             .await
     }
 
-    /// Another voter that has all of this leader's log, among those that `fit`.
+    /// Another voter that has nearly all of this leader's log, among those that `fit`: the one heard of last, for one that
+    /// has just died had all of an idle log too. It waits for the rest before it asks for votes; under load nobody ever has all.
     pub(super) fn successor(&self, fit: impl Fn(NodeId) -> bool) -> Option<NodeId> {
         if !self.is_leader() {
             return None;
@@ -146,8 +147,9 @@ impl Group {
         let metrics = self.raft().metrics();
         let metrics = metrics.borrow_watched();
         let last = metrics.last_log_index?;
-        let others = voters.iter().filter(|node| node.get() != metrics.id);
-        let mut others = others.copied().filter(|node| fit(*node));
-        others.find(|node| matched(&metrics, *node).is_some_and(|at| at >= last))
+        let heard = |node: &NodeId| metrics.heartbeat.as_ref()?.get(&node.get())?.as_ref().map(|at| **at);
+        let near = |node: &NodeId| matched(&metrics, *node).is_some_and(|at| at + CAUGHT_UP_ENTRIES >= last);
+        let others = voters.iter().copied().filter(|node| node.get() != metrics.id);
+        others.filter(|node| fit(*node) && near(node)).max_by_key(heard)
     }
 }

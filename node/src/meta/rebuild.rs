@@ -168,18 +168,13 @@ impl Groups {
 
     /// Hands the lead to one of `to` when this node has it.
     async fn step_down(&self, group: &Group, to: &[NodeId]) -> Result<(), RebuildError> {
-        let mut fault = None;
-        for to in to.iter().filter(|to| group.members().0.contains(*to)) {
-            if !group.is_leader() || group.stopped().is_some() {
-                return Ok(());
-            }
-            fault = group.transfer_leader(*to).await.err();
-        }
         if !group.is_leader() || group.stopped().is_some() {
             return Ok(());
         }
         let nobody = || Fault::new(FaultKind::FaultUnavailable, "no voter is there to take the lead");
-        Err(RebuildError::Refused(fault.unwrap_or_else(nobody)))
+        let successor = group.successor(|node| to.contains(&node)).ok_or_else(nobody);
+        let to = successor.map_err(RebuildError::Refused)?;
+        group.transfer_leader(to).await.map_err(RebuildError::Refused)
     }
 
     /// The rows of one of `from`, no older than those here, in a generation that nothing names.
