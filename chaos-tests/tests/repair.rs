@@ -250,3 +250,54 @@ async fn a_rebuild_is_measured_and_readers_do_not_fail_meanwhile() {
         assert!(readers["errors"] == 0 && readers["ops"].as_u64().unwrap() > 0, "{report:#}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caution_holds_back_a_node_under_maintenance_and_a_second_host() {
+    let _one = ONE_ZONE.lock().await;
+    let (mut zone, sync, ..) = loaded(files(40)).await;
+    let data = zone.nodes("data");
+    let state = |zone: &Zone, node: &Node| {
+        let targets = zone.json(&["target", "list"]).unwrap();
+        let own = targets.as_array().unwrap().iter().find(|target| target["node"] == node.id).cloned();
+        own.unwrap()["state"].as_str().unwrap().to_owned()
+    };
+    let held_back = |zone: &Zone, why: &str| {
+        wait::until("caution to be told", Duration::from_secs(120), || {
+            let status = zone.status().ok()?;
+            let mut codes = status["health"].as_array()?.iter();
+            let code = codes.find(|code| code["code"] == "OUT_HELD_BACK")?;
+            code["summary"].as_str()?.contains(why).then_some(())
+        });
+    };
+    block_in_place(|| {
+        let name = format!("{}.{}", data[1].id >> 48, data[1].id & 0xffff_ffff_ffff);
+        assert!(zone.cli(&["node", "maintenance", "on", &name]).status.success());
+        zone.kill(&data[1]);
+        held_back(&zone, "maintenance");
+        assert_eq!(state(&zone, &data[1]), "down");
+
+        // Another host goes out by itself, and then no more.
+        zone.kill(&data[2]);
+        zone.until_out(&data[2]);
+        assert!(zone.cli(&["node", "maintenance", "off", &name]).status.success());
+        held_back(&zone, "only one");
+        assert_eq!(state(&zone, &data[1]), "down");
+    });
+    sync.verify(CONCURRENCY).await.unwrap();
+
+    // One that comes back lets the other go; its place is taken for good by what `target replace` leaves.
+    block_in_place(|| {
+        zone.revive(&data[2]).unwrap();
+        zone.until_out(&data[1]);
+        zone.until_settled();
+        let targets = zone.json(&["target", "list"]).unwrap();
+        let own = targets.as_array().unwrap().iter().find(|target| target["node"] == data[2].id).cloned();
+        let id = own.unwrap()["id"].to_string();
+        let replaced = zone.cli(&["target", "replace", &id, "--patience", "3min"]);
+        let said = String::from_utf8_lossy(&replaced.stderr).into_owned();
+        // Six hosts are left for six shards of a stripe, and no spare one.
+        assert!(replaced.status.success(), "{said}");
+        zone.until_settled();
+    });
+    sync.verify(CONCURRENCY).await.unwrap();
+}

@@ -1,13 +1,18 @@
 //! `holdfast node ...` and `holdfast target ...`: who takes part.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand, ValueEnum};
 use holdfast_proto::admin::{ChangeRequest, MayIRequest, change_request, may_i_request};
 use holdfast_proto::id::NodeId;
+use holdfast_proto::meta::{Target, TargetState};
 use serde_json::json;
 
 use super::inspect;
 use super::output;
 use super::target_zone::ZoneArgs;
+
+const REPLACE_POLL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NodeCommand {
@@ -37,6 +42,8 @@ pub(super) enum TargetCommand {
     SafeToRemove(TargetArgs),
     /// Take a target that is drained, or lost, out of the zone, for good
     Remove(TargetArgs),
+    /// Drain a target, wait until nothing is left on it, and remove it: after its successor has joined
+    Replace(ReplaceArgs),
 }
 
 #[derive(Debug, Args)]
@@ -68,6 +75,53 @@ pub(super) struct TargetArgs {
     zone: ZoneArgs,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct ReplaceArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// How long to wait; the drain goes on without
+    #[arg(long, default_value = "7days", value_parser = humantime::parse_duration)]
+    patience: Duration,
+}
+
+/// Drains, waits, removes. Broken off, it can be said again: each step finds what was done.
+async fn replace(args: &ReplaceArgs) -> anyhow::Result<()> {
+    use change_request::What;
+    let TargetArgs { id, zone } = &args.target;
+    let contact = zone.contact()?;
+    let fail = |message: &str| anyhow::anyhow!("{message}");
+    let (_, map) = inspect::ask(zone).await?;
+    let row = map.targets.iter().find(|row| row.id == *id).ok_or_else(|| fail(&format!("no target {id}")))?;
+    let takes_over = |other: &&Target| {
+        other.id != *id && other.media == row.media && other.state() == TargetState::TargetUp
+    };
+    if map.targets.iter().filter(takes_over).count() == 0 {
+        anyhow::bail!("no other target of media {:?} is up: nothing could take its place", row.media);
+    }
+    if row.state() != TargetState::TargetOut {
+        let drain = ChangeRequest { what: Some(What::DrainTarget(*id)) };
+        contact.change(drain).await.map_err(|fault| fail(&fault.message))?;
+    }
+    let deadline = tokio::time::Instant::now() + args.patience;
+    let mut said = String::new();
+    loop {
+        let asked = MayIRequest { what: Some(may_i_request::What::RemoveTarget(*id)) };
+        let waits = match contact.may_i(asked).await {
+            Ok(answer) if answer.yes => break,
+            Ok(answer) => answer.reasons.join("; "),
+            // A zone between two leaders answers again soon.
+            Err(fault) => fault.message,
+        };
+        if waits != said {
+            eprintln!("waiting: {waits}");
+            said = waits;
+        }
+        anyhow::ensure!(tokio::time::Instant::now() < deadline, "not empty in {:?}: {said}", args.patience);
+        tokio::time::sleep(REPLACE_POLL).await;
+    }
+    change(zone, What::RemoveTarget(*id)).await
+}
+
 pub(super) async fn node(command: NodeCommand) -> anyhow::Result<()> {
     use change_request::What;
     match command {
@@ -96,6 +150,7 @@ pub(super) async fn target(command: TargetCommand) -> anyhow::Result<()> {
             may_i(&args.zone, may_i_request::What::RemoveTarget(args.id)).await
         }
         TargetCommand::Remove(args) => change(&args.zone, What::RemoveTarget(args.id)).await,
+        TargetCommand::Replace(args) => replace(&args).await,
     }
 }
 
