@@ -1,8 +1,8 @@
 //! Gives back the space that punching holes cannot: headers, edges, small shards and old tombstones of sealed segments.
 //!
 //! A sealed segment of which less than a part is still needed is emptied: what is live in it is read, proven, and appended to the
-//! active segment by the writer, which leaves it out when it was deleted or replaced meanwhile; tombstones that an older segment may
-//! need go along with the position from which they kill. Then the file is removed.
+//! active segment by the writer, which leaves it out when it was deleted or replaced meanwhile; tombstones of which an older segment
+//! has a record go along with the position from which they kill. Then the file is removed.
 //!
 //! Invariant: a segment is removed only when everything it is needed for is durable elsewhere in the log, and the index on disk
 //! covers the log up to there: neither a rebuild nor a replay from any checkpoint that can be found misses it. What is bad in it
@@ -19,11 +19,12 @@ use std::time::Duration;
 use futures::future::join_all;
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::ShardId;
+use holdfast_proto::v1::FaultKind;
 use tokio::time::Instant;
 
-use super::footer::LogEntry;
-use super::indexer::segment_entries;
+use super::footer::{self, LogEntry, Seal, read_footer};
 use super::record::{Entry, Position, TOMBSTONE_BYTES, Tombstone, record_bytes};
+use super::scan::scan;
 use super::segment::{segment_number, segment_path};
 use super::shared::{Place, Shared};
 use super::target::Target;
@@ -115,7 +116,7 @@ async fn look(target: &Arc<Target>, config: CompactConfig, known: &mut HashMap<u
         if shared.fault().is_some() || shared.is_recovering() {
             break;
         }
-        let outcome = one(target, config, number, active, &numbers, known, &mut compacted).await;
+        let outcome = one(target, config, number, &numbers, known, &mut compacted).await;
         if let Err(stays) = outcome {
             tracing::debug!(segment = number, %stays, "a segment is not compacted now");
         }
@@ -143,7 +144,6 @@ async fn one(
     target: &Arc<Target>,
     config: CompactConfig,
     number: u64,
-    active: u64,
     numbers: &[u64],
     known: &mut HashMap<u64, Counted>,
     compacted: &mut Compacted,
@@ -165,10 +165,10 @@ async fn one(
             return Ok(());
         }
     }
-    let oldest = numbers.first().copied().filter(|oldest| *oldest < number);
+    let older: Vec<u64> = numbers.iter().copied().filter(|older| *older < number).collect();
     let needed = {
         let shared = Arc::clone(shared);
-        blocking(move || Ok(needed(&shared, number, active, oldest))).await??
+        blocking(move || Ok(needed(&shared, number, &older))).await??
     };
     let counted = Counted { needed_bytes: needed.bytes(), dead_then: dead };
     known.insert(number, counted);
@@ -187,10 +187,13 @@ async fn one(
         tokio::time::sleep(least.saturating_sub(begun.elapsed())).await;
     }
     for tombstones in needed.tombstones.chunks(MOVES_AT_ONCE * MOVES_AT_ONCE) {
+        if !shared.space.allows_delete()? {
+            return Err(Stays::NotNow("the disk is too full"));
+        }
         target.submit(Job::Bury(tombstones.to_vec())).await?;
     }
     cover(shared).await?;
-    remove(shared, number, active).await?;
+    remove(shared, number).await?;
     known.remove(&number);
     compacted.segments += 1;
     compacted.freed_bytes += allocated;
@@ -215,32 +218,81 @@ impl Needed {
     fn bytes(&self) -> u64 {
         let of_one = |entry: &Entry| record_bytes(entry.meta_len as usize, entry.length as usize) as u64;
         let live: u64 = self.live.iter().map(|(_, entry)| of_one(entry)).sum();
-        live + (self.tombstones.len() * TOMBSTONE_BYTES) as u64
+        // With their entries in the footer: a segment of nothing but tombstones that are needed is full.
+        let entries = (self.live.len() + self.tombstones.len()) * footer::ENTRY_BYTES;
+        live + (self.tombstones.len() * TOMBSTONE_BYTES + entries) as u64
     }
 }
 
-/// Looks at everything in a segment. A tombstone is needed while a segment is there that may hold what it kills; `oldest` is the
-/// oldest one besides this. Blocks.
-fn needed(shared: &Shared, number: u64, active: u64, oldest: Option<u64>) -> Result<Needed, Stays> {
-    let mut needed = Needed { live: Vec::new(), tombstones: Vec::new() };
-    for entry in segment_entries(shared, number, active)? {
+/// What a sealed segment says; `None` when there is damage, so that it may say more.
+fn sealed_entries(shared: &Shared, number: u64) -> io::Result<Option<Vec<LogEntry>>> {
+    let file = shared.reader.file(number)?;
+    Ok(match read_footer(&*file, number, &shared.home.key)? {
+        Seal::Listed(entries) => Some(entries),
+        Seal::Bare => {
+            let scanned = scan(&*file, number, &shared.home.key, u64::MAX)?;
+            (scanned.damaged == 0).then_some(scanned.entries)
+        }
+        Seal::Unproven => None,
+    })
+}
+
+/// Looks at everything in a segment, and for what its tombstones kill in the `older` ones. Blocks.
+fn needed(shared: &Shared, number: u64, older: &[u64]) -> Result<Needed, Stays> {
+    let entries = sealed_entries(shared, number)?.ok_or(Stays::NotNow("its footer is damaged"))?;
+    let mut live = Vec::new();
+    let mut tombstones: HashMap<ShardId, Position> = HashMap::new();
+    for entry in entries {
         let place = shared.look(entry.shard()).place;
         match (entry, place) {
             (_, Place::Perhaps(_) | Place::Unknown) => return Err(Stays::NotNow("the index is not whole")),
             (LogEntry::Live(shard, entry), Place::Here(here)) if here.at == entry.at => {
-                needed.live.push((shard, here));
+                live.push((shard, here))
             }
             (LogEntry::Live(..), _) => {}
             // A record that is newer than what it kills makes that dead as well.
             (LogEntry::Dead(_), Place::Here(_)) => {}
+            // The last one kills what the others do.
             (LogEntry::Dead(tombstone), Place::Absent) => {
-                if oldest.is_some_and(|oldest| oldest <= tombstone.before.segment) {
-                    needed.tombstones.push(tombstone);
-                }
+                let before = tombstones.entry(tombstone.shard).or_default();
+                *before = tombstone.before.max(*before);
             }
         }
     }
-    Ok(needed)
+    Ok(Needed { live, tombstones: killing(shared, tombstones, older) })
+}
+
+/// Those tombstones of which an older segment has a record that they kill, or may have one. No younger one has: a move takes
+/// only what is alive.
+fn killing(shared: &Shared, mut tombstones: HashMap<ShardId, Position>, older: &[u64]) -> Vec<Tombstone> {
+    let mut killing = Vec::new();
+    for number in older {
+        if tombstones.is_empty() {
+            break;
+        }
+        match sealed_entries(shared, *number) {
+            Ok(Some(entries)) => {
+                for said in entries {
+                    if let LogEntry::Live(shard, entry) = said
+                        && let Some(before) = tombstones.get(&shard).copied()
+                        && entry.at < before
+                    {
+                        tombstones.remove(&shard);
+                        killing.push(Tombstone { shard, before });
+                    }
+                }
+            }
+            // Removed by this look.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // It may hold anything.
+            Ok(None) | Err(_) => {
+                let start = Position::new(*number, 0);
+                let may_kill = tombstones.extract_if(|_, before| *before > start);
+                killing.extend(may_kill.map(|(shard, before)| Tombstone { shard, before }));
+            }
+        }
+    }
+    killing
 }
 
 /// Has a record appended again, unless it is dead by then. Returns its bytes.
@@ -297,7 +349,7 @@ async fn cover(shared: &Arc<Shared>) -> Result<(), Stays> {
 }
 
 /// Removes a segment, unless something in it is needed after all.
-async fn remove(shared: &Arc<Shared>, number: u64, active: u64) -> Result<(), Stays> {
+async fn remove(shared: &Arc<Shared>, number: u64) -> Result<(), Stays> {
     let shared = Arc::clone(shared);
     let removed = blocking(move || {
         let _apart = shared.removing.lock();
@@ -305,15 +357,20 @@ async fn remove(shared: &Arc<Shared>, number: u64, active: u64) -> Result<(), St
             return Ok(Err(Stays::NotNow("the index is not whole")));
         }
         // Nothing comes to life in a sealed segment: what is needed now was not moved.
-        let left = match needed(&shared, number, active, None) {
+        let left = match needed(&shared, number, &[]) {
             Ok(left) => left,
             Err(stays) => return Ok(Err(stays)),
         };
         if !left.live.is_empty() {
             return Ok(Err(Stays::NotNow("not all of it was moved")));
         }
-        shared.home.disk.remove(&segment_path(&shared.home.dir, number))?;
-        shared.home.disk.sync_dir(&shared.home.dir)?;
+        let (disk, dir) = (&shared.home.disk, &shared.home.dir);
+        if let Err(error) = disk.remove(&segment_path(dir, number)).and_then(|()| disk.sync_dir(dir)) {
+            // It may be back after a power cut: nothing may count on its absence, least of all a tombstone of what it holds.
+            let text = format!("removing segment {number} failed: {error}");
+            shared.fail(Fault::new(FaultKind::DiskFailed, text));
+            return Err(error);
+        }
         shared.reader.forget(number);
         shared.forget_dead(number);
         Ok(Ok(()))

@@ -1,5 +1,6 @@
 //! What compaction gives back, what it leaves, and what it must not lose.
 
+use super::super::sim_disk::{On, Trouble};
 use super::super::testing::{Machine, shard, until, wire};
 use super::*;
 
@@ -156,4 +157,48 @@ async fn readers_and_writers_go_on_while_segments_go() {
         reads(&target, number, 5000).await;
     }
     assert_eq!((target.report().corrupt_blocks, target.report().shards), (0, 200));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tombstones_that_nothing_needs_go_though_the_oldest_segment_stays() {
+    let machine = Machine::new();
+    let target = machine.open().await;
+    for number in 0..40 {
+        put(&target, number, 9000).await;
+    }
+    let first = machine.segments().remove(0);
+    // More tombstones than a segment holds, of shards that were never in the first one.
+    for round in 1..=8_u32 {
+        let numbers: Vec<u32> = (0..1000).map(|number| round * 1000 + number).collect();
+        join_all(numbers.iter().map(|number| put(&target, *number, 0))).await;
+        target.delete(&numbers.iter().map(|number| wire(*number)).collect::<Vec<_>>()).await.unwrap();
+    }
+    let mut looks = 0;
+    while target.compact(50).await.segments > 0 {
+        looks += 1;
+        assert!(looks < 6, "the same is moved again and again");
+    }
+    assert_eq!(machine.segments()[0], first);
+    // Those 40, and the segment that is written; the tombstones alone would be 680,000 bytes more.
+    assert!(length(&machine) < 900_000, "{} bytes are left", length(&machine));
+    machine.disk.power_cut(1);
+    drop(target);
+    assert_eq!(machine.open().await.list(None, 10_000).await.unwrap().shards.len(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_that_is_not_synced_ends_writing() {
+    let machine = Machine::new();
+    let target = machine.open().await;
+    for number in 0..60 {
+        put(&target, number, 9000).await;
+    }
+    target.delete(&(0..60).map(wire).collect::<Vec<_>>()).await.unwrap();
+    until("the index has all", || target.report().shards == 0).await;
+    machine.disk.plan(On::Sync, 0, Trouble::Fail(5));
+    target.compact(50).await;
+    assert!(
+        !target.report().writable,
+        "a tombstone may be dropped next whose record is back after a power cut"
+    );
 }

@@ -1,7 +1,8 @@
 //! A disk in memory that loses power, dies in the middle of anything, fails syncs and fills up, for tests.
 //!
 //! A power cut keeps what was synced; of the rest each 4 KiB block survives by the toss of a coin, and the file's
-//! length is what the survivors make it. Files whose directory was not synced may be gone.
+//! length is what the survivors make it. Files whose directory was not synced may be gone, and removed ones be
+//! back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -63,6 +64,8 @@ impl SimFile {
 #[derive(Debug)]
 struct State {
     files: BTreeMap<PathBuf, SimFile>,
+    /// Removed, and their directory not synced since.
+    removed: BTreeMap<PathBuf, SimFile>,
     locks: BTreeSet<PathBuf>,
     boot: u64,
     /// Counts lives of the process: handles of an earlier one are dead.
@@ -85,6 +88,7 @@ impl SimDisk {
         Self(
             Arc::new(Mutex::new(State {
                 files: BTreeMap::new(),
+                removed: BTreeMap::new(),
                 locks: BTreeSet::new(),
                 boot: 1,
                 life: 1,
@@ -144,6 +148,11 @@ impl SimDisk {
         state.boot += 1;
         let mut coin = StdRng::seed_from_u64(seed);
         state.files.retain(|_, file| file.named || coin.random_bool(0.5));
+        for (path, file) in std::mem::take(&mut state.removed) {
+            if coin.random_bool(0.5) {
+                state.files.entry(path).or_insert(file);
+            }
+        }
         for file in state.files.values_mut() {
             let mut content = file.durable.clone();
             for block in &file.dirty {
@@ -285,7 +294,11 @@ impl Disk for SimDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
         state.step(On::Any)?;
-        state.files.remove(path).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
+        let file = state.files.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        if file.named {
+            state.removed.insert(path.to_owned(), file);
+        }
+        Ok(())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -293,6 +306,7 @@ impl Disk for SimDisk {
         state.step(On::Sync)?;
         let inside = state.files.iter_mut().filter(|(path, _)| path.parent() == Some(dir));
         inside.for_each(|(_, file)| file.named = true);
+        state.removed.retain(|path, _| path.parent() != Some(dir));
         Ok(())
     }
 
