@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -113,15 +113,41 @@ async fn a_voter_that_is_gone_is_replaced_by_a_fourth_meta_node() {
     block_in_place(|| zone.revive(&next).unwrap());
 
     // And their rows are the same.
-    block_in_place(|| {
-        wait::until("every group to be compared", MOVED, || {
-            zone.json(&["scrub", "start", "--meta"]).ok()?;
-            let groups = zone.json(&["scrub", "status", "--meta"]).ok()?;
-            let equal = |group: &serde_json::Value| {
-                group["state"] == "equal" && group["silent"].as_array().is_some_and(Vec::is_empty)
-            };
-            groups.as_array()?.iter().all(equal).then_some(())
-        });
+    block_in_place(|| until_compared(&zone));
+}
+
+/// Has every group compared until one round finds all of them equal. A group that is asked again is comparing again, so
+/// nobody asks before a round is over or its leader is gone.
+fn until_compared(zone: &Zone) {
+    const ROUND: Duration = Duration::from_secs(30);
+    let mut asked: Option<SystemTime> = None;
+    wait::until("every group to be compared", MOVED, || {
+        let since = match asked {
+            Some(at) if at.elapsed().is_ok_and(|passed| passed < ROUND) => at,
+            _ => {
+                let now = SystemTime::now();
+                zone.json(&["scrub", "start", "--meta"]).ok()?;
+                *asked.insert(now)
+            }
+        };
+        let status = zone.json(&["scrub", "status", "--meta"]).ok()?;
+        let since_ms = since.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_millis() as u64;
+        let is_over = |group: &serde_json::Value| {
+            group["state"] != "comparing" && group["finished_ms"].as_u64().is_some_and(|at| at >= since_ms)
+        };
+        let is_equal = |group: &serde_json::Value| {
+            group["state"] == "equal" && group["silent"].as_array().is_some_and(Vec::is_empty)
+        };
+        let groups = status.as_array()?;
+        if !groups.iter().all(is_over) {
+            return None;
+        }
+        asked = None;
+        let equal = groups.iter().all(is_equal);
+        if !equal {
+            println!("not equal: {status}");
+        }
+        equal.then_some(())
     });
 }
 
