@@ -188,6 +188,44 @@ impl Zone {
         process::signal(node.pid, Signal::CONT);
     }
 
+    /// Starts a meta node on `data_dir` in the place of one of the zone's, whose configuration and addresses it takes over, and
+    /// waits until it is ready. It has whatever id the directory or the zone gives it.
+    pub fn start_meta(&mut self, place: &Node, data_dir: &Path) -> anyhow::Result<Node> {
+        let text = std::fs::read_to_string(&place.config)?;
+        let text = set_key(&text, "data_dir", data_dir.to_str().context("a path in UTF-8")?);
+        std::fs::write(&place.config, text)?;
+        let mut command = self.options.command();
+        command.args(["server", "-c"]).arg(&place.config).stdout(Stdio::null());
+        command.envs(self.options.env.iter().copied());
+        let log = format!("meta-at-{}.log", place.addr.port());
+        let child = self.group.spawn(&mut command, &log)?;
+        let pid = child.id();
+        self.revived.push(child);
+        let addr = place.addr.to_string();
+        let known: BTreeSet<u64> = self.zone().nodes.iter().map(|node| node.id).collect();
+        let place_id = place.id;
+        // Whoever answers, this node first.
+        let nodes = &mut self.ready.zones[0].nodes;
+        let at = nodes.iter().position(|node| node.id == place_id).context("a node of another zone")?;
+        nodes[at].pid = pid;
+        let id = wait::until("a meta node to be ready", START, || {
+            assert!(process::runs(pid), "server ended: {}", self.group.log_tail(&log));
+            let status = self.status().ok()?;
+            let rows = status["nodes"].as_array()?.iter();
+            let mut here = rows.filter(|node| node["addr"] == addr.as_str() && node["alive"] == true);
+            let row = here.find(|node| {
+                let id = node["id"].as_u64().unwrap_or_default();
+                id == place_id || !known.contains(&id)
+            })?;
+            let admin = row["admin"].as_str()?.parse().ok()?;
+            process::http_get(admin, "/health/ready").ok()?;
+            row["id"].as_u64()
+        });
+        let node = Node { id, pid, data_dir: data_dir.to_owned(), ..place.clone() };
+        self.ready.zones[0].nodes[at] = node.clone();
+        Ok(node)
+    }
+
     /// How nodes are started from now on.
     pub fn reconfigure(&mut self, options: Options) {
         self.options = options;

@@ -1,5 +1,6 @@
 //! The Holdfast daemon and its command line. ARCHITECTURE.md says what is where.
 
+mod backup;
 mod bench;
 mod cli;
 mod config;
@@ -10,6 +11,7 @@ mod formation;
 mod meta;
 mod node;
 mod placement;
+mod s3;
 mod service;
 mod supervisor;
 mod telemetry;

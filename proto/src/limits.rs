@@ -48,6 +48,9 @@ pub const PARTITIONS_DEFAULT: u32 = 8;
 /// See [`PARTITIONS_DEFAULT`].
 pub const PARTITIONS_MAX: u32 = 1024;
 
+/// A backup of the metadata keeps what it owns from being freed this long, milliseconds of HLC.
+pub const BACKUP_HOLD_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
+
 /// A mutation's outcome is remembered this long for its repeats, milliseconds of HLC.
 pub const DEDUP_WINDOW_MS: u64 = 15 * 60 * 1000;
 /// A mutation first attempted longer ago than this is refused, milliseconds of HLC.

@@ -20,6 +20,7 @@ mod list;
 mod multipart;
 mod object;
 mod realm;
+mod recover;
 mod row;
 mod session;
 mod version;
@@ -32,6 +33,10 @@ use holdfast_proto::meta::{
     Answer, Command, NodeState, Outcome, Query, Refusal, answer, command::Op, query::Of,
 };
 
+pub use recover::{
+    GENERATIONS_SKIPPED, NODES_SKIPPED, TARGETS_SKIPPED, bucket_copies, group_ids, next_node, realm_buckets,
+};
+
 use kv::{Kv, KvError, KvRead};
 use row::{Step, Stop, refused_outcome};
 use session::Session;
@@ -40,7 +45,8 @@ use session::Session;
 pub const FEATURE_LEVEL: u32 = 2;
 /// What a group knows that was never told otherwise.
 pub const FEATURE_LEVEL_FIRST: u32 = 1;
-/// From this level on places of placement groups move, and targets and nodes leave: every reader knows where else to ask.
+/// From this level on places of placement groups move, targets and nodes leave, and metadata is backed up and recovered: every
+/// reader knows where else to ask, and every collector what to keep.
 pub const LEVEL_MOVES: u32 = 2;
 
 const _: () = assert!(FEATURE_LEVEL_FIRST <= LEVEL_MOVES && LEVEL_MOVES <= FEATURE_LEVEL);
@@ -75,7 +81,13 @@ pub fn feature_level(kv: &impl KvRead) -> Result<u32, Halt> {
 /// The least level at which every replica makes the same of an operation.
 pub fn level_of(op: &Op) -> u32 {
     match op {
-        Op::RemoveTarget(_) | Op::RecordEvents(_) => LEVEL_MOVES,
+        Op::RemoveTarget(_)
+        | Op::RecordEvents(_)
+        | Op::BeginBackup(_)
+        | Op::FinishBackup(_)
+        | Op::RecoverZone(_)
+        | Op::ReleaseOrphans(_) => LEVEL_MOVES,
+        Op::InitZone(op) if op.first_node_number != 0 || op.first_target_number != 0 => LEVEL_MOVES,
         Op::PutPlacement(op) if op.pgs.iter().any(|pg| !pg.moving.is_empty()) => LEVEL_MOVES,
         Op::FenceWrite(op) if op.begin_hlc != 0 => LEVEL_MOVES,
         Op::SetNodeState(op) if op.state() == NodeState::NodeRemoved => LEVEL_MOVES,
@@ -164,7 +176,11 @@ fn kind_of(op: &Op) -> Option<GroupKind> {
         | Op::PutGroups(_)
         | Op::SetNodeState(_)
         | Op::RemoveTarget(_)
-        | Op::RecordEvents(_) => GroupKind::Zone,
+        | Op::RecordEvents(_)
+        | Op::BeginBackup(_)
+        | Op::FinishBackup(_)
+        | Op::RecoverZone(_)
+        | Op::ReleaseOrphans(_) => GroupKind::Zone,
     })
 }
 
@@ -213,6 +229,9 @@ fn run<K: Kv>(session: &mut Session<'_, K>, group: GroupId, command: &Command, o
         Op::SetTargetStates(op) => session.set_target_states(op),
         Op::PutGroups(op) => session.put_groups(op),
         Op::SetNodeState(op) => session.set_node_state(op),
+        Op::FinishBackup(op) => session.finish_backup(op),
+        Op::RecoverZone(op) => session.recover_zone(op),
+        Op::ReleaseOrphans(_) => session.release_orphans(),
         // Remembered by their request.
         Op::DeleteObject(op) => session.once(command, |session| session.delete_object(op)),
         Op::CreateUpload(op) => session.once(command, |session| session.create_upload(op)),
@@ -226,6 +245,7 @@ fn run<K: Kv>(session: &mut Session<'_, K>, group: GroupId, command: &Command, o
         Op::RemoveTarget(op) => session.once(command, |session| session.remove_target(op)),
         Op::PutNode(op) => session.once(command, |session| session.put_node(op)),
         Op::PutPlacement(op) => session.once(command, |session| session.put_placement(op)),
+        Op::BeginBackup(_) => session.once(command, Session::begin_backup),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::Halt;
 use crate::bucket::generation;
 use crate::key::{self, Family};
 use crate::kv::{Kv, KvRead};
+use crate::recover;
 use crate::row::{self, Step, refuse};
 use crate::session::{self, Session};
 use crate::wire;
@@ -27,15 +28,15 @@ use crate::wire;
 /// Media of a target that names none.
 const MEDIA_DEFAULT: &str = "default";
 
-fn rows<M: Message + Default>(kv: &impl KvRead, family: Family) -> Result<Vec<M>, Halt> {
+pub(crate) fn rows<M: Message + Default>(kv: &impl KvRead, family: Family) -> Result<Vec<M>, Halt> {
     Ok(row::read_prefix(kv, family)?.into_iter().map(|(_, row)| row).collect())
 }
 
-fn node_key(id: u64) -> Vec<u8> {
+pub(crate) fn node_key(id: u64) -> Vec<u8> {
     key::of_id(key::NOD, &id.to_be_bytes())
 }
 
-fn target_key(id: u32) -> Vec<u8> {
+pub(crate) fn target_key(id: u32) -> Vec<u8> {
     key::of_id(key::TGT, &id.to_be_bytes())
 }
 
@@ -57,7 +58,7 @@ impl<K: Kv> Session<'_, K> {
             return wire::malformed(format!("a slot table of {} entries", table.len()));
         }
         check_groups(&op.groups)?;
-        let id = node_id(self.zone, 1)?;
+        let id = node_id(self.zone, op.first_node_number.max(1))?;
         if let Some(known) = row::read::<Zone>(self.kv, key::ZON)? {
             if known.realm == op.realm && known.id == op.zone {
                 return Ok(node_outcome(id));
@@ -73,6 +74,9 @@ impl<K: Kv> Session<'_, K> {
             name: op.name.clone(),
             partitions: op.partitions,
             created_ms: self.hlc.ms(),
+            lost: recover::numbers_below(op),
+            orphans_held: if op.first_node_number == 0 { 0 } else { self.hlc.get() },
+            ..Zone::default()
         };
         row::write(self.kv, key::ZON.to_vec(), &zone);
         row::write(self.kv, key::SLT.to_vec(), &SlotTable { partitions: table });
@@ -84,20 +88,24 @@ impl<K: Kv> Session<'_, K> {
         }
         let first = Node { id, state: NodeState::NodeActive.into(), ..first.clone() };
         row::write(self.kv, node_key(id), &first);
-        self.state.next_node = 2;
-        self.state.next_target = 1;
-        self.state.map_generation = 1;
+        self.state.next_node = op.first_node_number.max(1) + 1;
+        self.state.next_target = op.first_target_number.max(1);
+        self.state.map_generation = match op.first_node_number {
+            0 => 1,
+            // Clients of the lost zone keep the highest they have seen.
+            _ => recover::GENERATIONS_SKIPPED,
+        };
         Ok(node_outcome(id))
     }
 
-    fn zone_exists(&self) -> Step<()> {
+    pub(crate) fn zone_exists(&self) -> Step<()> {
         if self.state.map_generation == 0 {
             return refuse(Refusal::NotFound, "the zone has not been initialised");
         }
         Ok(())
     }
 
-    fn changed(&mut self) -> Outcome {
+    pub(crate) fn changed(&mut self) -> Outcome {
         self.state.map_generation += 1;
         generation(self.state.map_generation)
     }
@@ -127,6 +135,12 @@ impl<K: Kv> Session<'_, K> {
         let mut node = given.clone();
         let known = match node.id {
             0 => self.joined_by(&node.nonce)?,
+            id if self.is_lost_node(&node)? => {
+                let name = NodeId::new(id);
+                self.tell_back(format!("node {name}"), format!("node {name} is known again"));
+                row::write(self.kv, node_key(id), &Node { incarnation: 0, ..node.clone() });
+                Some(self.node(id)?)
+            }
             id => Some(self.node(id)?),
         };
         let mut started = "NODE_JOINED";
@@ -189,6 +203,14 @@ impl<K: Kv> Session<'_, K> {
                 if target == known {
                     return Ok(target_outcome(target.id));
                 }
+            }
+            None if target.id != 0 && self.is_lost_target(target.id)? => {
+                if target.state() == TargetState::Unspecified {
+                    target.set_state(TargetState::TargetUp);
+                }
+                let name = target_name(target.id);
+                let text = format!("{name} of node {} is known again", NodeId::new(target.node));
+                self.tell_back(name, text);
             }
             None if target.id != 0 => {
                 return refuse(Refusal::NotFound, format!("target {} has another uuid", target.id));
@@ -297,6 +319,7 @@ impl<K: Kv> Session<'_, K> {
             row::write(self.kv, key::of_id(key::PGS, &pg.id.to_be_bytes()), &pg);
         }
         self.kv.delete(&key);
+        self.target_gone(op.target)?;
         let text = format!("target {} has left the zone", op.target);
         self.tell(EventInfo, "TARGET_REMOVED", target_name(op.target), text, "an operator said so");
         Ok(self.changed())
@@ -514,5 +537,9 @@ pub(crate) fn map(kv: &impl KvRead, have_generation: u64) -> Step<Option<Cluster
         groups: rows::<Group>(kv, key::GRP)?,
         zone_name: zone.name,
         feature_level: state.feature_level,
+        garbage_held: recover::garbage_held(&zone.backups),
+        backup_begun: recover::newest_finished(&zone.backups).map_or(0, |mark| mark.begun),
+        orphans_held: zone.orphans_held,
+        lost: zone.lost,
     }))
 }

@@ -17,11 +17,12 @@ use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, NodeId, slot_of};
 use holdfast_proto::limits::SLOT_TABLE_LEN;
 use holdfast_proto::meta::{
-    AccessKey, Account, Bucket, BucketState, Checksum, ChecksumAlgorithm, ChecksumType, CompletePart,
-    CompleteUpload, CreateBucket, CreateUpload, DeleteObject, DropBucketRow, FenceWrite, Group, InitRealm,
-    InitZone, MissedShard, MovingPlace, Node, ObjectHeaders, Pair, PlacementGroup, PutBucketRow, PutNode,
-    PutObject, PutPart, PutPlacement, PutTarget, RaiseFeatureLevel, RenewWrite, SetTargetStates,
-    StorageClass, Target, TargetState, TargetStateChange, Upload, Versioning, command::Op, outcome,
+    AccessKey, Account, BeginBackup, Bucket, BucketState, Checksum, ChecksumAlgorithm, ChecksumType,
+    CompletePart, CompleteUpload, CreateBucket, CreateUpload, DeleteObject, DropBucketRow, FenceWrite,
+    FinishBackup, Group, InitRealm, InitZone, MissedShard, MovingPlace, Node, ObjectHeaders, Pair,
+    PlacementGroup, PutBucketRow, PutNode, PutObject, PutPart, PutPlacement, PutTarget, RaiseFeatureLevel,
+    RecoverZone, RenewWrite, SetTargetStates, StorageClass, Target, TargetState, TargetStateChange, Upload,
+    Versioning, command::Op, outcome,
 };
 use holdfast_proto::v1::{Codec, Scheme};
 use support::{Machine, PARTITION, ZONE, bucket, bucket_id, etag, id, part, put, put_bucket};
@@ -30,12 +31,13 @@ const ZONE_GROUP: GroupId = GroupId::zone_group(ZONE);
 /// A file's name, its text, and the history that makes its rows.
 type Golden = (&'static str, &'static str, fn() -> Machine);
 
-const GOLDEN: [Golden; 5] = [
+const GOLDEN: [Golden; 6] = [
     ("partition.txt", include_str!("golden/partition.txt"), partition),
     ("realm.txt", include_str!("golden/realm.txt"), realm),
     ("zone.txt", include_str!("golden/zone.txt"), zone),
     ("zone_joined.txt", include_str!("golden/zone_joined.txt"), zone_joined),
     ("zone_level_2.txt", include_str!("golden/zone_level_2.txt"), zone_level_2),
+    ("zone_recovered.txt", include_str!("golden/zone_recovered.txt"), zone_recovered),
 ];
 
 fn headers() -> ObjectHeaders {
@@ -209,6 +211,18 @@ fn zone_level_2() -> Machine {
     machine
 }
 
+/// A zone that was backed up and goes on from older rows.
+fn zone_recovered() -> Machine {
+    let mut machine = zone();
+    machine.done(Op::RaiseFeatureLevel(RaiseFeatureLevel { level: 2 }));
+    machine.done(Op::BeginBackup(BeginBackup {}));
+    machine.done(Op::FinishBackup(FinishBackup { id: 6 }));
+    let node = NodeId::in_zone(ZONE, 1 << 20).unwrap().get();
+    let node = Node { id: node, addr: "10.0.0.9:7000".into(), roles: vec!["meta".into()], ..Node::default() };
+    machine.done(Op::RecoverZone(RecoverZone { node: Some(node), from: "a backup".into() }));
+    machine
+}
+
 /// A node that joined: its row has the nonce of that, which rows from before do not have.
 fn zone_joined() -> Machine {
     let mut machine = Machine::new(ZONE_GROUP);
@@ -275,7 +289,7 @@ fn parse(golden: &str) -> BTreeMap<Vec<u8>, Bytes> {
 #[test]
 fn golden_rows_are_read() {
     for ((name, golden, _), group) in
-        GOLDEN.into_iter().zip([PARTITION, GroupId::REALM, ZONE_GROUP, ZONE_GROUP, ZONE_GROUP])
+        GOLDEN.into_iter().zip([PARTITION, GroupId::REALM, ZONE_GROUP, ZONE_GROUP, ZONE_GROUP, ZONE_GROUP])
     {
         assert_eq!(check(&parse(golden), group).unwrap(), Vec::<String>::new(), "{name}");
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::s3::{EndpointConfig, Keys};
+
 /// Measures an S3 endpoint.
 #[derive(Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -101,6 +103,22 @@ pub(super) struct LoadArgs {
     /// Machine-readable results
     #[arg(long)]
     pub(super) json: bool,
+}
+
+impl LoadArgs {
+    /// Where requests go.
+    pub(super) fn s3(&self) -> EndpointConfig {
+        EndpointConfig {
+            endpoint: self.endpoint.clone(),
+            keys: Keys {
+                access_key: self.access_key.clone(),
+                secret_key: self.secret_key.clone(),
+                region: self.region.clone(),
+            },
+            ca: self.ca.clone(),
+            sign_bodies: self.payload == Payload::Signed,
+        }
+    }
 }
 
 /// One measured operation. The order is the order of a run.

@@ -9,10 +9,10 @@ use tokio::task::JoinSet;
 
 use super::args::{LoadArgs, Op, show_size};
 use super::body::Source;
-use super::client::{Connection, Endpoint};
 use super::operation::{Objects, Worker};
 use super::process;
 use super::report::{Cost, Phase, Report, Tally};
+use crate::s3::{Connection, Endpoint};
 
 /// Keys that a LIST phase pages over, at least.
 const LIST_KEYS: usize = 1000;
@@ -69,7 +69,7 @@ impl Load {
             args: args.clone(),
             target: target.to_owned(),
             bucket: bucket.to_owned(),
-            endpoint: Arc::new(Endpoint::new(args)?),
+            endpoint: Arc::new(Endpoint::new(&args.s3())?),
             source: Source::new(largest)?,
         })
     }

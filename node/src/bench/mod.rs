@@ -10,13 +10,11 @@
 mod args;
 mod body;
 mod ceiling;
-mod client;
 mod load;
 mod operation;
 mod process;
 mod repair;
 mod report;
-mod sigv4;
 
 use std::io::Write;
 

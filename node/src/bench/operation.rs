@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::args::Op;
 use super::body::Source;
-use super::client::{Answer, Connection};
+use crate::s3::{Answer, Connection};
 
 /// The objects of one size: numbered keys, and which of them the endpoint acknowledged.
 pub(super) struct Objects {

@@ -154,6 +154,10 @@ pub(super) async fn target(command: TargetCommand) -> anyhow::Result<()> {
     }
 }
 
+pub(super) async fn release_orphans(zone: &ZoneArgs) -> anyhow::Result<()> {
+    change(zone, change_request::What::ReleaseOrphans(true)).await
+}
+
 async fn change(zone: &ZoneArgs, what: change_request::What) -> anyhow::Result<()> {
     let changed = zone.contact()?.change(ChangeRequest { what: Some(what) }).await;
     let said = changed.map_err(|fault| anyhow::anyhow!("{}", fault.message))?.said;

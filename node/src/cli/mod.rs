@@ -7,8 +7,10 @@ mod change;
 mod events;
 mod fsck;
 mod inspect;
+mod meta;
 mod object;
 mod output;
+mod recover;
 mod scrub;
 mod scrub_meta;
 pub(crate) mod serve;
@@ -39,7 +41,7 @@ enum Command {
     Dev(DevArgs),
     /// Run one node
     Server(ServerArgs),
-    /// Make a zone
+    /// Make a zone, or what is left of one
     #[command(subcommand)]
     Zone(ZoneCommand),
     /// The state of the zone on one screen
@@ -66,6 +68,9 @@ enum Command {
     /// Whether what is stored still reads back
     #[command(subcommand)]
     Scrub(scrub::ScrubCommand),
+    /// Metadata: backup and restore
+    #[command(subcommand)]
+    Meta(meta::MetaCommand),
     /// Configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -87,6 +92,10 @@ struct ServerArgs {
 enum ZoneCommand {
     /// Mark this node as the first of a new realm and zone; prints the root key and the join token, once
     Init(InitArgs),
+    /// Go on from the one meta node that is left, when the others are lost for good
+    Recover(recover::RecoverArgs),
+    /// Delete again what nobody owns: after a recovery, when nothing is missed
+    ReleaseOrphans(ZoneArgs),
 }
 
 #[derive(Debug, Args)]
@@ -142,6 +151,9 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Dev(args) => serve::runtime()?.block_on(crate::dev::run(args)),
         Command::Server(args) => serve::server(&args.config, args.parent),
         Command::Zone(ZoneCommand::Init(args)) => init(&args),
+        Command::Zone(ZoneCommand::Recover(args)) => recover::run(&args),
+        Command::Zone(ZoneCommand::ReleaseOrphans(zone)) => block_on(change::release_orphans(&zone)),
+        Command::Meta(command) => serve::runtime()?.block_on(meta::run(command)),
         Command::Status(zone) => block_on(inspect::status(&zone)),
         Command::Node(command) => block_on(change::node(command)),
         Command::Target(command) => block_on(change::target(command)),

@@ -68,6 +68,7 @@ pub(crate) async fn found(
             .map(|id| Group { id: id.get(), voters: vec![node.id], learners: Vec::new(), generation: 1 })
             .collect(),
         first_node: Some(node),
+        ..InitZone::default()
     });
     propose(groups, identity, zone_group, init).await?;
     // The zone's group last: what the map says of the level is then true of all.

@@ -20,6 +20,9 @@ use super::kv::Store;
 /// Key of the encoded [`PeerHello`] in the head of a stream's reply.
 pub(super) const HELLO: &str = "holdfast-hello-bin";
 
+/// Seen of a node that was given up when its group went on without it: no life of it is higher.
+pub(super) const GIVEN_UP: u64 = u64::MAX;
+
 /// Who this node is to the others.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Identity {
@@ -109,6 +112,12 @@ impl Lives {
         let mut seen = self.seen.lock();
         let seen = seen.entry(sender).or_insert_with(|| Seen::new(&PeerSeen::default()));
         let before = seen.highest.load(Ordering::Acquire);
+        if before == GIVEN_UP {
+            return stale(format!(
+                "node {sender} was given up when the zone was recovered: give it a new data_dir, so that it joins under a \
+                 new id"
+            ));
+        }
         if before > hello.incarnation {
             let message =
                 format!("incarnation {before} of node {sender} is known here, not {}", hello.incarnation);

@@ -5,12 +5,14 @@
 //! with those of all other groups; [`transport`] brings it to the other voters over [`peer`], where [`service`] takes it
 //! in; committed, it is applied by [`state`] to the rows in [`kv`]. [`upkeep`] makes rows durable and purges the log
 //! behind them, and [`snapshot`] brings a node that fell behind the purged log up to date. [`scrub`] compares the replicas'
-//! rows, and [`rebuild`] replaces those that are wrong.
+//! rows, and [`rebuild`] replaces those that are wrong. [`alone`] is what an operator does to the groups of a directory when the
+//! other members are lost.
 //!
 //! Invariants: nothing is acknowledged before a majority has it on disk; a restart finds rows of some applied index and
 //! applies the rest from the log; no log is purged that a power cut could make necessary again.
 
 mod address;
+mod alone;
 mod clock;
 mod digest;
 mod group;
@@ -49,7 +51,9 @@ use holdfast_machine::kv::KvError;
 use holdfast_proto::id::GroupId;
 
 pub(crate) use address::AddressBook;
+pub(crate) use alone::{Alone, GroupEnd};
 pub(crate) use groups::{Groups, GroupsConfig};
+pub(crate) use kv::Generation;
 pub(crate) use status::GroupStatus;
 
 /// Why groups do not start or do not go on.

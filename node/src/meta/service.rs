@@ -27,7 +27,7 @@ use openraft::errors::RaftError;
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest};
 use openraft::storage::Snapshot;
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
@@ -209,6 +209,44 @@ async fn transfer(group: &Group, request: &TransferRequest) -> Result<peer_reply
     Ok(peer_reply::Message::Transfer(reply))
 }
 
+fn begin_sending(group: &Group) -> Result<OwnedSemaphorePermit, Fault> {
+    let busy = || Fault::new(FaultKind::Overloaded, "the rows of the group are being sent");
+    group.begin_sending().ok_or_else(busy)
+}
+
+/// The rows of a group as they are now, until the node stops.
+fn send_rows(
+    groups: &Arc<Groups>,
+    group: Arc<Group>,
+    sending: OwnedSemaphorePermit,
+    to: NodeId,
+) -> BoxStream<'static, SnapshotPart> {
+    let (parts, outbound) = mpsc::channel(snapshot::PARTS_QUEUED);
+    let own = Arc::clone(groups);
+    groups.tasks().spawn_blocking(move || {
+        snapshot::serve(group.state(), own.hello(to), own.env(), &parts);
+        drop(sending);
+    });
+    let stop = groups.cancel().clone().cancelled_owned();
+    ReceiverStream::new(outbound).take_until(stop).boxed()
+}
+
+impl Groups {
+    /// The rows of a group that this node leads, with everything that was acknowledged before the call: head, rows, tail.
+    ///
+    /// # Errors
+    /// `NotLeader`, `NotHere`, `Overloaded` while they are being sent already, or `FaultUnavailable`.
+    pub(crate) async fn read_rows(
+        self: &Arc<Self>,
+        id: GroupId,
+    ) -> Result<BoxStream<'static, SnapshotPart>, Fault> {
+        let group = self.group(id)?;
+        let sending = begin_sending(&group)?;
+        group.read(Vec::new()).await?;
+        Ok(send_rows(self, group, sending, self.node()))
+    }
+}
+
 #[tonic::async_trait]
 impl RaftRpc for RaftService {
     type ExchangeStream = BoxStream<'static, Result<PeerReply, Status>>;
@@ -255,24 +293,15 @@ impl RaftRpc for RaftService {
         if let Some(why) = group.state().suspicion() {
             return Err(Fault::new(FaultKind::FaultUnavailable, why).into());
         }
-        let Some(sending) = group.begin_sending() else {
-            return Err(Fault::new(FaultKind::Overloaded, "the rows of the group are being sent").into());
-        };
+        let sending = begin_sending(&group)?;
         let mut applied = group.state().watch_applied();
         let reached = applied.wait_for(|at| *at >= ask.min_index);
         tokio::time::timeout(REACH_DEADLINE, reached)
             .await
             .map_err(|_| Fault::new(FaultKind::FaultUnavailable, "that index is not applied here"))?
             .map_err(stopped)?;
-        let (parts, outbound) = mpsc::channel(snapshot::PARTS_QUEUED);
-        let groups = Arc::clone(&self.groups);
-        self.groups.tasks().spawn_blocking(move || {
-            snapshot::serve(group.state(), groups.hello(NodeId::new(hello.sender)), groups.env(), &parts);
-            drop(sending);
-        });
-        let stop = self.groups.cancel().clone().cancelled_owned();
-        let stream = ReceiverStream::new(outbound).map(Ok).take_until(stop).boxed();
-        Ok(Response::new(stream))
+        let parts = send_rows(&self.groups, group, sending, NodeId::new(hello.sender));
+        Ok(Response::new(parts.map(Ok).boxed()))
     }
 
     async fn install_snapshot(

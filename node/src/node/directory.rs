@@ -123,6 +123,25 @@ pub(crate) struct Identity {
 impl Identity {
     pub(crate) const VERSION: u32 = 1;
 
+    /// That in a file, of whichever node.
+    ///
+    /// # Errors
+    /// When it does not read.
+    pub(crate) fn read(path: &Path) -> Result<Self, DirectoryError> {
+        let damaged = |reason| DirectoryError::Damaged { file: path.display().to_string(), reason };
+        let raw = std::fs::read(path)
+            .map_err(|error| DirectoryError::Io { dir: path.display().to_string(), error })?;
+        let raw = Zeroizing::new(raw);
+        let identity: Self = serde_json::from_slice(&raw).map_err(|error| damaged(error.to_string()))?;
+        if identity.version != Self::VERSION {
+            return Err(damaged(format!("version {} is not known here", identity.version)));
+        }
+        if identity.realm_key_array().is_none() {
+            return Err(damaged("the realm key is not 32 bytes".to_owned()));
+        }
+        Ok(identity)
+    }
+
     pub(crate) fn zone_id(&self) -> ZoneId {
         ZoneId::new(self.zone)
     }
@@ -218,25 +237,15 @@ impl NodeDirectory {
     /// When the file does not read, or metadata lies here without an identity.
     pub(crate) fn identity(&self) -> Result<Option<Identity>, DirectoryError> {
         let path = self.identity_path();
-        let damaged = |reason| DirectoryError::Damaged { file: path.display().to_string(), reason };
-        let raw = match std::fs::read(&path) {
-            Ok(raw) => Zeroizing::new(raw),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        match Identity::read(&path) {
+            Err(DirectoryError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
                 if self.meta_path().exists() {
                     return Err(DirectoryError::Orphaned { dir: self.path.display().to_string() });
                 }
-                return Ok(None);
+                Ok(None)
             }
-            Err(error) => return Err(DirectoryError::Io { dir: path.display().to_string(), error }),
-        };
-        let identity: Identity = serde_json::from_slice(&raw).map_err(|error| damaged(error.to_string()))?;
-        if identity.version != Identity::VERSION {
-            return Err(damaged(format!("version {} is not known here", identity.version)));
+            read => read.map(Some),
         }
-        if identity.realm_key_array().is_none() {
-            return Err(damaged("the realm key is not 32 bytes".to_owned()));
-        }
-        Ok(Some(identity))
     }
 
     /// The identity of a directory that must fit the configured zone.

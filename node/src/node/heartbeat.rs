@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::meta::{HeartbeatRequest, TargetReport};
+use tokio::sync::Notify;
 
 use super::contact::Contact;
 use crate::data::Target;
@@ -16,7 +17,7 @@ const BEAT: Duration = Duration::from_secs(1);
 /// The targets of this node that have an id.
 pub(crate) type OpenTargets = Arc<parking_lot::RwLock<BTreeMap<u32, Arc<Target>>>>;
 
-/// Beats until the node stops.
+/// Beats until the node stops. `unknown` is told when the zone does not know this node.
 pub(crate) async fn run(
     contact: Arc<Contact>,
     node: u64,
@@ -24,6 +25,7 @@ pub(crate) async fn run(
     feature_level: u32,
     targets: OpenTargets,
     groups: Option<Arc<Groups>>,
+    unknown: Arc<Notify>,
     progress: Progress,
 ) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(BEAT);
@@ -41,7 +43,10 @@ pub(crate) async fn run(
             group_scrubs: groups.as_ref().map(|groups| groups.scrub_reports()).unwrap_or_default(),
         };
         match contact.heartbeat(request).await {
-            Ok(_) => {
+            Ok(answer) => {
+                if answer.unknown {
+                    unknown.notify_one();
+                }
                 missed = 0;
                 progress.done(1);
                 progress.well();

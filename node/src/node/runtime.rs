@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use holdfast_client::{ClientConfig, Cluster};
 use holdfast_proto::admin::admin_server::AdminServer;
 use holdfast_proto::id::{GroupId, TargetId};
 use holdfast_proto::limits::{H2_FRAME_BYTES, H2_WINDOW_BYTES};
-use holdfast_proto::meta::ClusterMap;
 use holdfast_proto::meta::membership_server::MembershipServer;
 use holdfast_proto::meta::meta_server::MetaServer;
+use holdfast_proto::meta::{ClusterMap, Target};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::contact::Contact;
@@ -45,6 +46,8 @@ const H2_KEEP_ALIVE: Duration = Duration::from_secs(10);
 const H2_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams of one peer at a time; a gateway at full load has a few hundred shards in flight.
 const H2_STREAMS_MAX: u32 = 4096;
+/// Between two attempts of a node that the zone does not know any more.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 const RECONNECT: Duration = Duration::from_millis(500);
 
 /// A node that has started. Dropped without [`Self::run`] it leaves what a killed process leaves.
@@ -155,7 +158,8 @@ impl NodeRuntime {
             self.follow_zone(head);
         }
         self.follow_cluster();
-        self.register(shards);
+        let unknown = Arc::new(Notify::new());
+        self.register(shards, unknown.clone());
         let (contact, targets, groups) =
             (self.contact.clone(), self.open_targets.clone(), self.groups.clone());
         let (node, incarnation) = (self.identity.node.get(), self.identity.incarnation);
@@ -168,6 +172,7 @@ impl NodeRuntime {
                 level,
                 targets.clone(),
                 groups.clone(),
+                unknown.clone(),
                 progress,
             )
         });
@@ -445,8 +450,9 @@ impl NodeRuntime {
         });
     }
 
-    /// Tells the zone of this start, and learns the ids of targets that are new.
-    fn register(&self, shards: Option<ShardService>) {
+    /// Tells the zone of this start, and learns the ids of targets that are new. Tells it again when it says that it does not
+    /// know this node: it goes on from older metadata then.
+    fn register(&self, shards: Option<ShardService>, unknown: Arc<Notify>) {
         let (config, place, contact) = (self.config.clone(), self.place.clone(), self.contact.clone());
         let (directory, conditions) = (self.directory.clone(), self.conditions.clone());
         let (targets, open_targets) = (self.targets.clone(), self.open_targets.clone());
@@ -459,19 +465,18 @@ impl NodeRuntime {
             let node = identity.node.get();
             let row = join::node_row(&config, node, identity.incarnation, &place);
             let known = roles::known_ids(&identity, &targets);
-            let rows = targets
+            let rows: Vec<_> = targets
                 .iter()
                 .enumerate()
                 .map(|(place, target)| target.row(known.get(&place).copied().unwrap_or(0), node))
                 .collect();
-            let answer =
-                match join::register(&contact, &identity, row, rows, config.node.feature_level(), &cancel)
-                    .await
-                {
-                    Ok(answer) => answer,
-                    Err(_) if cancel.is_cancelled() => return Ok(()),
-                    Err(error) => return Err(error),
-                };
+            let level = config.node.feature_level();
+            let told = join::register(&contact, &identity, row.clone(), rows.clone(), level, &cancel).await;
+            let answer = match told {
+                Ok(answer) => answer,
+                Err(_) if cancel.is_cancelled() => return Ok(()),
+                Err(error) => return Err(error),
+            };
             if answer.targets.len() != targets.len() {
                 anyhow::bail!("{} targets were registered as {}", targets.len(), answer.targets.len());
             }
@@ -490,8 +495,25 @@ impl NodeRuntime {
                 contact.learn(map);
             }
             conditions.met("registered");
-            cancel.cancelled().await;
-            Ok(())
+            let ids = answer.targets;
+            let rows: Vec<_> =
+                rows.into_iter().zip(&ids).map(|(row, id)| Target { id: *id, ..row }).collect();
+            // A beat that was sent before is answered after.
+            unknown.notified().now_or_never();
+            loop {
+                tokio::select! {
+                    () = unknown.notified() => {}
+                    () = cancel.cancelled() => return Ok(()),
+                }
+                match join::register(&contact, &identity, row.clone(), rows.clone(), level, &cancel).await {
+                    Ok(_) => tracing::info!("the zone knows this node again"),
+                    Err(_) if cancel.is_cancelled() => return Ok(()),
+                    Err(error) => {
+                        tracing::error!(%error, "the zone does not know this node and refuses it");
+                        tokio::time::sleep(REFUSED_PAUSE).await;
+                    }
+                }
+            }
         });
     }
 

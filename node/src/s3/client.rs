@@ -1,5 +1,6 @@
-//! One S3 endpoint and one keep-alive connection per worker: nothing is shared, nothing waits for another.
+//! One S3 endpoint and one keep-alive connection for each that asks: nothing is shared, nothing waits for another.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,52 +15,60 @@ use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::args::{LoadArgs, Payload};
 use super::sigv4::{self, Keys, Signer};
 
 /// No single request takes longer unless the endpoint hangs.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(120);
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
+/// Where requests go and who they are from, as somebody said it.
+#[derive(Clone)]
+pub(crate) struct EndpointConfig {
+    /// http or https URL.
+    pub(crate) endpoint: String,
+    pub(crate) keys: Keys,
+    /// PEM file of the CA to trust for https, instead of the system's.
+    pub(crate) ca: Option<PathBuf>,
+    /// Bodies are covered by the signature.
+    pub(crate) sign_bodies: bool,
+}
+
 /// Where requests go and who they are from.
-pub(super) struct Endpoint {
+pub(crate) struct Endpoint {
     /// As in the Host header.
     host: String,
     addr: String,
     tls: Option<(TlsConnector, ServerName<'static>)>,
-    signer: Signer,
-    payload: Payload,
+    keys: Keys,
+    sign_bodies: bool,
 }
 
 impl Endpoint {
-    pub(super) fn new(args: &LoadArgs) -> anyhow::Result<Self> {
-        let uri: http::Uri = args.endpoint.parse().context("--endpoint")?;
-        let authority = uri.authority().context("--endpoint names no host")?;
+    /// # Errors
+    /// When the URL or the CA makes no sense.
+    pub(crate) fn new(config: &EndpointConfig) -> anyhow::Result<Self> {
+        let uri: http::Uri = config.endpoint.parse().context("the endpoint")?;
+        let authority = uri.authority().context("the endpoint names no host")?;
         let https = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            _ => bail!("--endpoint is no http or https URL: {}", args.endpoint),
+            _ => bail!("the endpoint is no http or https URL: {}", config.endpoint),
         };
         let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let tls = https.then(|| tls(args, authority.host())).transpose()?;
-        let keys = Keys {
-            access_key: args.access_key.clone(),
-            secret_key: args.secret_key.clone(),
-            region: args.region.clone(),
-        };
+        let tls = https.then(|| tls(config.ca.as_deref(), authority.host())).transpose()?;
         Ok(Self {
             host: authority.as_str().to_owned(),
             addr: format!("{}:{port}", authority.host()),
             tls,
-            signer: Signer::new(&keys, OffsetDateTime::now_utc()),
-            payload: args.payload,
+            keys: config.keys.clone(),
+            sign_bodies: config.sign_bodies,
         })
     }
 }
 
-fn tls(args: &LoadArgs, host: &str) -> anyhow::Result<(TlsConnector, ServerName<'static>)> {
-    let path = args.ca.clone().unwrap_or_else(|| SYSTEM_ROOTS.into());
-    let pem = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+fn tls(ca: Option<&Path>, host: &str) -> anyhow::Result<(TlsConnector, ServerName<'static>)> {
+    let path = ca.unwrap_or(Path::new(SYSTEM_ROOTS));
+    let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         roots.add(certificate?)?;
@@ -74,30 +83,30 @@ fn tls(args: &LoadArgs, host: &str) -> anyhow::Result<(TlsConnector, ServerName<
 }
 
 /// What came back, its body read to the end.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) headers: http::HeaderMap,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: http::HeaderMap,
     /// Bytes of body received.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// The body, where it was asked for.
-    pub(super) body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
-/// One worker's connection.
-pub(super) struct Connection {
+/// A connection, made when it is first used.
+pub(crate) struct Connection {
     endpoint: Arc<Endpoint>,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
 impl Connection {
-    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+    pub(crate) fn new(endpoint: Arc<Endpoint>) -> Self {
         Self { endpoint, sender: None }
     }
 
     /// Sends one request and reads its answer; the body is kept only if `keep`.
     ///
     /// Not cancel-safe: a dropped exchange closes the connection.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &mut self,
         method: &str,
         path: &str,
@@ -143,15 +152,15 @@ impl Connection {
     ) -> anyhow::Result<http::Request<Full<Bytes>>> {
         let endpoint = &self.endpoint;
         let hashed;
-        let payload_hash = match endpoint.payload {
-            Payload::Unsigned => sigv4::UNSIGNED,
-            Payload::Signed => {
-                hashed = sigv4::sha256_hex(&body);
-                &hashed
-            }
+        let payload_hash = if endpoint.sign_bodies {
+            hashed = sigv4::sha256_hex(&body);
+            &hashed
+        } else {
+            sigv4::UNSIGNED
         };
         let now = OffsetDateTime::now_utc();
-        let signed = endpoint.signer.sign(now, method, &endpoint.host, path, query, payload_hash);
+        let signed =
+            Signer::new(&endpoint.keys, now).sign(now, method, &endpoint.host, path, query, payload_hash);
         let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         Ok(http::Request::builder()
             .method(method)

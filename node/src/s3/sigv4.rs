@@ -1,4 +1,4 @@
-//! AWS Signature Version 4 for the handful of requests that a benchmark sends: every header it sets is signed.
+//! AWS Signature Version 4 for plain requests: every header that is set is signed.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
@@ -6,26 +6,27 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 /// Stands for a body that the signature does not cover.
-pub(super) const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
+pub(crate) const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 
 /// An access key and the region it signs for.
-pub(super) struct Keys {
-    pub(super) access_key: String,
-    pub(super) secret_key: String,
-    pub(super) region: String,
+#[derive(Clone)]
+pub(crate) struct Keys {
+    pub(crate) access_key: String,
+    pub(crate) secret_key: String,
+    pub(crate) region: String,
 }
 
-/// The signing key of one day, so that a request costs two HMACs.
-pub(super) struct Signer {
+/// The signing key of one day.
+pub(crate) struct Signer {
     credential: String,
     scope: String,
     key: [u8; 32],
 }
 
 /// The headers that make a request signed.
-pub(super) struct Signed {
-    pub(super) date: String,
-    pub(super) authorization: String,
+pub(crate) struct Signed {
+    pub(crate) date: String,
+    pub(crate) authorization: String,
 }
 
 fn hmac(key: &[u8], data: &str) -> [u8; 32] {
@@ -34,13 +35,13 @@ fn hmac(key: &[u8], data: &str) -> [u8; 32] {
     mac.finalize().into_bytes().into()
 }
 
-pub(super) fn sha256_hex(data: &[u8]) -> String {
+pub(crate) fn sha256_hex(data: &[u8]) -> String {
     hex::encode(Sha256::digest(data))
 }
 
 impl Signer {
-    /// A signer for the day of `at`; a run is over before the server's 15 minutes of skew into the next day.
-    pub(super) fn new(keys: &Keys, at: OffsetDateTime) -> Self {
+    /// A signer for the day of `at`.
+    pub(crate) fn new(keys: &Keys, at: OffsetDateTime) -> Self {
         let day = &amz_date(at)[..8];
         let mut key = hmac(format!("AWS4{}", keys.secret_key).as_bytes(), day);
         for part in [keys.region.as_str(), "s3", "aws4_request"] {
@@ -51,7 +52,7 @@ impl Signer {
     }
 
     /// Signs a request. `query` is encoded and sorted; `payload_hash` goes out as `x-amz-content-sha256`.
-    pub(super) fn sign(
+    pub(crate) fn sign(
         &self,
         at: OffsetDateTime,
         method: &str,

@@ -11,12 +11,15 @@ use holdfast_proto::admin::admin_server::Admin;
 use holdfast_proto::admin::{
     AcceptLossRequest, AcceptLossResponse, AdminListBucketsRequest, AdminListBucketsResponse, BucketStatus,
     ChangeRequest, ChangeResponse, EventsRequest, EventsResponse, FsckEvent, FsckRequest, MayIRequest,
-    MayIResponse, StartScrubRequest, StartScrubResponse, StatObjectRequest, StatObjectResponse,
-    StatusRequest, StatusResponse,
+    MayIResponse, ReadGroupRequest, StartScrubRequest, StartScrubResponse, StatObjectRequest,
+    StatObjectResponse, StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{GroupId, ZoneId};
-use holdfast_proto::meta::{Bucket, CountBucket, Counters, EventSeverity, ListEvents, Query, answer, query};
+use holdfast_proto::meta::{
+    Bucket, ClusterMap, CountBucket, Counters, EventSeverity, ListEvents, Query, answer, query,
+};
+use holdfast_proto::raft::SnapshotPart;
 use holdfast_proto::v1::FaultKind;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -190,6 +193,28 @@ impl Admin for AdminService {
             true => scrub::start_meta(head, &map).await,
             false => scrub::start(&map, asked.targets).await?,
         }))
+    }
+
+    type ReadGroupStream = Pin<Box<dyn Stream<Item = Result<SnapshotPart, Status>> + Send>>;
+
+    async fn read_group(
+        &self,
+        request: Request<ReadGroupRequest>,
+    ) -> Result<Response<Self::ReadGroupStream>, Status> {
+        let asked = request.into_inner();
+        let not_here = || Fault::new(FaultKind::NotHere, "this node holds no metadata");
+        let head = self.head.as_ref().ok_or_else(not_here)?;
+        let id = GroupId::from_u64(asked.group)
+            .map_err(|error| Fault::new(FaultKind::Invalid, error.to_string()))?;
+        // Who gives rows away keeps what they own: the collector of garbage here follows the same map.
+        let mut maps = head.feed.subscribe();
+        let knows = |map: &Option<Arc<ClusterMap>>| {
+            map.as_ref().is_some_and(|map| map.generation >= asked.map_generation)
+        };
+        let late = |_| Fault::new(FaultKind::FaultUnavailable, "this node has not seen that map yet");
+        tokio::time::timeout(FORWARD_TIMEOUT, maps.wait_for(knows)).await.map_err(late)?.map(drop).ok();
+        let parts = head.groups.read_rows(id).await?;
+        Ok(Response::new(Box::pin(parts.map(Ok))))
     }
 
     async fn may_i(&self, request: Request<MayIRequest>) -> Result<Response<MayIResponse>, Status> {

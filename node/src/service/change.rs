@@ -1,4 +1,4 @@
-//! What an operator changes about who takes part, and asks before: on the node that leads the zone.
+//! What an operator changes, mostly about who takes part, and asks before: on the node that leads the zone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,8 +8,9 @@ use holdfast_proto::admin::{ChangeResponse, MayIResponse, change_request, may_i_
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{GroupId, NodeId};
 use holdfast_proto::meta::{
-    ClusterMap, Group, GroupMembers, NodeState, PlacementGroup, Refusal, RemoveTarget, SetNodeState,
-    SetTargetStates, TargetState, TargetStateChange, command,
+    BeginBackup, ClusterMap, FinishBackup, Group, GroupMembers, NodeState, PlacementGroup, Refusal,
+    ReleaseOrphans, RemoveTarget, SetNodeState, SetTargetStates, TargetState, TargetStateChange, command,
+    outcome,
 };
 use holdfast_proto::v1::FaultKind;
 
@@ -40,7 +41,21 @@ pub(super) async fn change(head: &ZoneHead, what: change_request::What) -> Resul
             map.feature_level
         )));
     }
+    let mut generation = 0;
     let said = match what {
+        What::BeginBackup(_) => {
+            generation = propose(head, command::Op::BeginBackup(BeginBackup {})).await?;
+            format!("backup {generation} is begun: garbage is kept from now on")
+        }
+        What::FinishBackup(id) => {
+            propose(head, command::Op::FinishBackup(FinishBackup { id })).await?;
+            format!("backup {id} is finished: garbage is kept for it")
+        }
+        What::ReleaseOrphans(_) => {
+            propose(head, command::Op::ReleaseOrphans(ReleaseOrphans {})).await?;
+            "shards of writes that nobody owns are deleted again, as they get older than meta.orphan_after"
+                .to_owned()
+        }
         What::DrainTarget(target) => {
             let state = target_state(&map, target)?;
             if state == TargetState::TargetOut {
@@ -102,8 +117,8 @@ pub(super) async fn change(head: &ZoneHead, what: change_request::What) -> Resul
             format!("node {name} has left the zone; its id is not used again")
         }
     };
-    tracing::info!(said, "an operator changed who takes part");
-    Ok(ChangeResponse { said })
+    tracing::info!(said, "an operator made a change");
+    Ok(ChangeResponse { said, generation })
 }
 
 fn target_state(map: &ClusterMap, target: u32) -> Result<TargetState, Fault> {
@@ -117,16 +132,18 @@ fn node_name(map: &ClusterMap, node: u64) -> Result<NodeId, Fault> {
     row.map(|_| id).ok_or_else(|| refused(format!("no node {id}")))
 }
 
-async fn propose(head: &ZoneHead, op: command::Op) -> Result<(), Fault> {
+/// The generation that the outcome says, 0 when it says none.
+async fn propose(head: &ZoneHead, op: command::Op) -> Result<u64, Fault> {
     let outcome = head.propose(head.request_id(), op).await?;
-    match outcome.refusal() {
-        Refusal::None => Ok(()),
+    match (outcome.refusal(), outcome.ok) {
+        (Refusal::None, Some(outcome::Ok::Generation(generation))) => Ok(generation),
+        (Refusal::None, _) => Ok(0),
         _ => Err(refused(outcome.detail)),
     }
 }
 
 async fn set_node(head: &ZoneHead, node: u64, state: NodeState) -> Result<(), Fault> {
-    propose(head, command::Op::SetNodeState(SetNodeState { node, state: state.into() })).await
+    propose(head, command::Op::SetNodeState(SetNodeState { node, state: state.into() })).await.map(drop)
 }
 
 async fn set_targets(head: &ZoneHead, states: Vec<(u32, TargetState)>) -> Result<(), Fault> {
@@ -136,7 +153,7 @@ async fn set_targets(head: &ZoneHead, states: Vec<(u32, TargetState)>) -> Result
         why: "an operator said so".to_owned(),
     };
     let changes = states.into_iter().map(change).collect();
-    propose(head, command::Op::SetTargetStates(SetTargetStates { changes })).await
+    propose(head, command::Op::SetTargetStates(SetTargetStates { changes })).await.map(drop)
 }
 
 /// Those that are drained are down until they are heard of, which is a second for one that is well.

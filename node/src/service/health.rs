@@ -3,12 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_proto::admin::{GroupStatus, HealthCode, NodeStatus};
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, NodeId};
-use holdfast_proto::meta::{ClusterMap, NodeState, TargetState};
+use holdfast_proto::limits::BACKUP_HOLD_MS_MAX;
+use holdfast_proto::meta::{ClusterMap, Node, NodeState, TargetState};
 
 use crate::formation::voters::voter_count;
 use crate::node::contact::is_meta;
 use crate::placement::class::width;
+
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// What the codes are derived from.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) level_held: Option<&'a str>,
     /// Meta nodes that `zone init` named.
     pub(crate) meta_named: usize,
+    /// Now, as the zone tells time.
+    pub(crate) hlc: Hlc,
 }
 
 fn code(severity: &str, code: &str, summary: String, next_step: &str) -> HealthCode {
@@ -49,6 +55,7 @@ pub(crate) fn codes(facts: &Facts<'_>) -> Vec<HealthCode> {
     repair(facts, &mut codes);
     targets(facts, &mut codes);
     level(facts, &mut codes);
+    history(facts, &mut codes);
     codes.sort_by_key(|code| code.severity != "error");
     codes
 }
@@ -60,6 +67,30 @@ fn level(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
             "FEATURE_LEVEL_HELD",
             format!("the zone stays at feature level {}: {held}", facts.map.feature_level),
             "upgrade that node, or take its node.feature_level_max away; until then nothing is rebuilt elsewhere",
+        ));
+    }
+}
+
+fn history(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
+    let hold = BACKUP_HOLD_MS_MAX;
+    let begun = Hlc::from_u64(facts.map.backup_begun);
+    if begun != Hlc::ZERO && begun < facts.hlc.minus_ms(hold) {
+        codes.push(code(
+            "warning",
+            "BACKUP_OLD",
+            format!(
+                "the newest backup of the metadata is {} days old: what it owns is not kept any more",
+                facts.hlc.ms().saturating_sub(begun.ms()) / DAY_MS
+            ),
+            "make one every day: `holdfast meta backup`",
+        ));
+    }
+    if facts.map.orphans_held != 0 {
+        codes.push(code(
+            "warning",
+            "ORPHANS_HELD",
+            "the zone was recovered: shards of writes that nobody owns are kept".to_owned(),
+            "look with `holdfast fsck` at what is missed; then `holdfast zone release-orphans`",
         ));
     }
 }
@@ -86,7 +117,8 @@ fn leaders(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
 }
 
 fn meta_nodes(facts: &Facts<'_>, codes: &mut Vec<HealthCode>) {
-    let meta: Vec<_> = facts.map.nodes.iter().filter(|node| is_meta(node)).collect();
+    let is_here = |node: &&Node| is_meta(node) && node.state() != NodeState::NodeRemoved;
+    let meta: Vec<_> = facts.map.nodes.iter().filter(is_here).collect();
     let hosts: BTreeSet<&str> = meta.iter().map(|node| node.host.as_str()).collect();
     if meta.len() < facts.meta_named {
         codes.push(code(
@@ -401,6 +433,7 @@ mod tests {
             out_held_back: None,
             level_held: None,
             meta_named: 3,
+            hlc: Hlc::from_ms(30 * DAY_MS),
         }
     }
 
@@ -424,6 +457,16 @@ mod tests {
                 [NodeStatus { node: 1, alive: true, group_scrubs: vec![report], ..NodeStatus::default() }];
             assert_eq!(names(&Facts { nodes: &nodes, ..well(&map) }), [expected]);
         }
+    }
+
+    #[test]
+    fn old_backups_and_recoveries_are_told() {
+        let mut map = zone(4);
+        map.backup_begun = Hlc::from_ms(24 * DAY_MS).get();
+        assert_eq!(names(&well(&map)), Vec::<String>::new());
+        map.backup_begun = Hlc::from_ms(22 * DAY_MS).get();
+        map.orphans_held = 1;
+        assert_eq!(names(&well(&map)), ["BACKUP_OLD", "ORPHANS_HELD"]);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use holdfast_proto::error::Fault;
 use holdfast_proto::meta::membership_client::MembershipClient;
 use holdfast_proto::meta::membership_server::Membership;
 use holdfast_proto::meta::{
-    HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, Node, Outcome, PutNode, PutTarget,
-    Refusal, Target, TargetFree, TargetState, command, outcome,
+    ClusterMap, HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, Node, Outcome, PutNode,
+    PutTarget, Refusal, Target, TargetFree, TargetState, command, outcome,
 };
 use holdfast_proto::v1::FaultKind;
 use tonic::{Request, Response, Status};
@@ -172,6 +172,7 @@ impl MembershipService {
 
     fn heartbeat_here(&self, request: HeartbeatRequest) -> Result<HeartbeatResponse, Fault> {
         let head = &self.0;
+        let reported: Vec<u32> = request.targets.iter().map(|report| report.target).collect();
         let mut liveness = head.liveness.lock();
         // The keeper may not have noticed yet that this node leads.
         liveness.lead(true, head.now());
@@ -198,10 +199,22 @@ impl MembershipService {
         }
         Ok(HeartbeatResponse {
             hlc: head.groups.hlc().get(),
+            unknown: map.as_ref().is_some_and(|map| is_unknown(map, request.node, &reported)),
             map_generation: map.map_or(0, |map| map.generation),
             free,
         })
     }
+}
+
+/// Whether a node, or a target of it, comes from metadata that was lost.
+fn is_unknown(map: &ClusterMap, node: u64, targets: &[u32]) -> bool {
+    let lost = map.lost.clone().unwrap_or_default();
+    let is_lost = |id: &&u32| {
+        (lost.first_target..lost.end_target).contains(*id)
+            && !lost.gone_targets.contains(*id)
+            && !map.targets.iter().any(|row| row.id == **id)
+    };
+    !map.nodes.iter().any(|row| row.id == node) || targets.iter().any(|id| is_lost(&id))
 }
 
 fn refused_node(outcome: &Outcome) -> Fault {

@@ -53,6 +53,7 @@ pub(crate) async fn status(head: &ZoneHead, cluster: Option<&Cluster>) -> Result
         out_held_back: held_back.as_deref(),
         level_held: level_held.as_deref(),
         meta_named: head.identity.founding.as_ref().map_or(0, |founding| founding.meta.len() + 1),
+        hlc: head.groups.hlc(),
     };
     let health = codes(&facts);
     let repair = match leads {

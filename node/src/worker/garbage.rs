@@ -1,5 +1,5 @@
 //! Collects freed bodies: on the node that leads a partition, rows of its garbage queue that have been due for the grace
-//! time lose their shards on all targets, then their row. Both steps are idempotent, and in this order, so a crash
+//! time, and that no backup holds, lose their shards on all targets, then their row. Both steps are idempotent, and in this order, so a crash
 //! between them only repeats the first.
 //!
 //! A row whose targets do not all answer stays for a later round, as does one that makes no sense: neither holds up the
@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_client::geometry::Geometry;
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, GroupKind, ShardId, WriteId};
+use holdfast_proto::limits::BACKUP_HOLD_MS_MAX;
 use holdfast_proto::meta::{
     Body, ClusterMap, Command, DueGarbage, DueGarbageRows, FreeGarbage, GarbageKey, Query, Refusal,
     TargetState, answer, command, query,
@@ -29,6 +31,19 @@ const TICK_MAX: Duration = Duration::from_secs(60);
 const PAGE: u32 = 200;
 /// Pages of one partition in one round: others wait for it no longer than that.
 const PAGES_PER_ROUND: u32 = 100;
+
+/// What became garbage this long before a backup was begun may have been stamped after its rows were read: clocks of leaders
+/// differ by less.
+const BACKUP_MARGIN_MS: u64 = 10_000;
+
+/// What became garbage before this instant may be freed: readers have had `grace`, and no backup that counts owns it.
+fn due_before(now: Hlc, grace_ms: u64, held: Hlc) -> Hlc {
+    let due = now.minus_ms(grace_ms);
+    if held == Hlc::ZERO || held < now.minus_ms(BACKUP_HOLD_MS_MAX) {
+        return due;
+    }
+    due.min(held.minus_ms(BACKUP_MARGIN_MS))
+}
 
 /// Runs until the node stops.
 pub(crate) async fn run(head: Arc<ZoneHead>, progress: Progress) -> anyhow::Result<()> {
@@ -103,8 +118,10 @@ impl Collector {
     async fn collect(&mut self, group: GroupId, walk: &mut Walk, progress: &Progress) -> anyhow::Result<u64> {
         let mut all = 0;
         let grace = self.head.config.garbage_grace.get().as_millis() as u64;
-        let due_before = self.head.groups.hlc().minus_ms(grace).get();
         for _ in 0..PAGES_PER_ROUND {
+            // With each page: a backup that is begun holds what comes after it.
+            let Some(map) = self.head.feed.current() else { return Ok(all) };
+            let due_before = due_before(self.head.groups.hlc(), grace, Hlc::from_u64(map.garbage_held)).get();
             let ask = DueGarbage { due_before, limit: PAGE, after: walk.after() };
             let ask = Query { of: Some(query::Of::DueGarbage(ask)) };
             let answers = self.head.groups.read(group, vec![ask]).await?;
@@ -112,7 +129,6 @@ impl Collector {
             else {
                 anyhow::bail!("no page of the queue");
             };
-            let Some(map) = self.head.feed.current() else { return Ok(all) };
             let last = page.last.clone();
             let (freed, left) = self.free(group, &map, page).await?;
             progress.done(freed);

@@ -32,6 +32,18 @@ fn every_shard_of_every_stripe_is_named_once() {
     assert!(shards_of(&ClusterMap::default(), &body).is_err());
 }
 
+#[test]
+fn what_a_backup_owns_is_kept_for_a_week() {
+    let day = 24 * 3600 * 1000;
+    let now = Hlc::from_ms(100 * day);
+    let before = |held| due_before(now, 1000, held);
+    assert_eq!(before(Hlc::ZERO), now.minus_ms(1000));
+    let yesterday = now.minus_ms(day);
+    assert_eq!(before(yesterday), yesterday.minus_ms(BACKUP_MARGIN_MS));
+    assert_eq!(before(now.minus_ms(500)), now.minus_ms(500 + BACKUP_MARGIN_MS));
+    assert_eq!(before(now.minus_ms(8 * day)), now.minus_ms(1000), "the backup is too old to count");
+}
+
 const SCHEME: Scheme = copies(2);
 
 /// Puts and deletes an object, so that its body is garbage.

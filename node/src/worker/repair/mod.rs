@@ -25,6 +25,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use holdfast_client::{Cluster, Error};
 use holdfast_proto::data::ObjectRef;
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{ShardId, TargetId};
 use holdfast_proto::meta::{ClusterMap, PlacementGroup, PutPlacement, Refusal, TargetState, command};
 use tokio::time::Instant;
@@ -563,7 +564,8 @@ impl Repair {
         self.orphans_next = Some(now + age.min(ORPHANS_EVERY));
         self.owners.forget();
         let (cluster, hlc) = (&self.cluster, self.head.groups.hlc());
-        let collector = Collector { cluster, owners: &self.owners, now: hlc, age, only_look: false };
+        let held = Hlc::from_u64(map.orphans_held);
+        let collector = Collector { cluster, owners: &self.owners, now: hlc, age, held, only_look: false };
         let leads = || self.head.leads();
         let collected = collector.walk(&mut self.reach, map, leads).await;
         progress.done(collected.orphans);
@@ -586,7 +588,8 @@ pub(crate) async fn look_for_orphans(
 ) -> anyhow::Result<(u64, Vec<Bytes>)> {
     let map = head.feed.current().ok_or_else(|| anyhow::anyhow!("the zone is still being made"))?;
     let (owners, now, age) = (Owners::default(), head.groups.hlc(), head.config.orphan_after.get());
-    let collector = Collector { cluster, owners: &owners, now, age, only_look: !delete };
+    let held = Hlc::from_u64(map.orphans_held);
+    let collector = Collector { cluster, owners: &owners, now, age, held, only_look: !delete };
     let collected = collector.walk(&mut Reach::default(), &map, || head.leads()).await;
     anyhow::ensure!(head.leads(), "another node leads the zone now");
     anyhow::ensure!(collected.failed == 0, "{}", collected.trouble);

@@ -50,6 +50,8 @@ pub(super) struct Collector<'a> {
     /// Now, as the zone's metadata tells time, and the age from which on a write without an owner is an orphan.
     pub(super) now: Hlc,
     pub(super) age: Duration,
+    /// Writes begun before this are kept: the metadata that owned them may be lost.
+    pub(super) held: Hlc,
     /// Nothing is fenced or deleted.
     pub(super) only_look: bool,
 }
@@ -130,7 +132,8 @@ impl Collector<'_> {
             Err(error) => return Err(error),
         };
         let begun = Hlc::from_u64(object.begin_hlc);
-        let is_old = begun < self.now.minus_ms(self.age.as_millis() as u64);
+        let is_held = begun < self.held && !self.only_look;
+        let is_old = begun < self.now.minus_ms(self.age.as_millis() as u64) && !is_held;
         let Some((group, owner)) = self.owners.of(self.cluster, seen.write, &object).await? else {
             // Its bucket is gone, and was empty when it went.
             return Ok(is_old);

@@ -3,6 +3,7 @@ use crate::supervisor::Supervisor;
 use crate::worker::small_zone::{DEADLINE, SmallZone, ZONE, bucket, copies, eventually, progress};
 use futures::StreamExt;
 use holdfast_client::{StoredBody, WriteIntent};
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{BucketId, GroupId, TargetId};
 use holdfast_proto::meta::{Body, Command, MovingPlace, PutObject, RenewWrite, Version};
 use holdfast_proto::v1::{Codec, Scheme};
@@ -277,17 +278,21 @@ async fn what_nobody_owns_is_fenced_and_deleted_once_it_is_old() {
     let alive = tested.store(70_000).await;
     let renew = RenewWrite { bucket: bucket().id, slot: 0, write: alive.write.clone() };
     tested.zone.done(GROUP, command::Op::RenewWrite(renew)).await;
-    let collect = async |age: Duration, only_look: bool| {
+    let collect_held = async |age: Duration, held: Hlc, only_look: bool| {
         let map = tested.zone.head.feed.current().unwrap();
         let (cluster, owners) = (&tested.cluster, &Owners::default());
-        let collector = Collector { cluster, owners, now: tested.zone.head.groups.hlc(), age, only_look };
+        let now = tested.zone.head.groups.hlc();
+        let collector = Collector { cluster, owners, now, age, held, only_look };
         collector.walk(&mut Reach::default(), &map, || true).await
     };
+    let collect = async |age: Duration, only_look: bool| collect_held(age, Hlc::ZERO, only_look).await;
     let collected = collect(Duration::from_secs(3600), false).await;
     assert_eq!((collected.writes, collected.orphans), (7, 0), "{}", collected.trouble);
     let looked = collect(Duration::ZERO, true).await;
     assert_eq!((looked.orphans, looked.found.len()), (1, 1), "{}", looked.trouble);
     assert_eq!(collect(Duration::ZERO, true).await, looked, "looking changes nothing");
+    let kept = collect_held(Duration::ZERO, tested.zone.head.groups.hlc(), false).await;
+    assert_eq!((kept.orphans, kept.failed), (0, 0), "its owner may be in metadata that was lost");
     let collected = collect(Duration::ZERO, false).await;
     assert_eq!((collected.orphans, collected.failed), (1, 0), "{}", collected.trouble);
     assert_eq!(tested.held(1).await, whole + 1, "of the orphan nothing is left, its three stripes included");
