@@ -189,6 +189,16 @@ async fn a_zone_goes_on_from_one_replica() {
     tokio::time::sleep(Duration::from_secs(6)).await;
     let coded = lost.values().filter(|body| body.len() > 2048).count() as u64;
     assert_eq!(block_in_place(|| only_orphans(&zone)), coded);
+    // They are made of them again; bodies inline in the metadata were nowhere else.
+    block_in_place(|| {
+        let looked = rebuilt(&zone, &["--dry-run"]);
+        let made = rebuilt(&zone, &[]);
+        assert_eq!((&made["objects"], &made["objects"]), (&coded.into(), &looked["objects"]), "{made}");
+        assert_eq!(rebuilt(&zone, &[])["objects"], 0, "each once");
+    });
+    promised.extend(lost.into_iter().filter(|(_, body)| body.len() > 2048));
+    all_is_there(&s3, &bucket, &promised, "after the index was rebuilt").await;
+    assert_eq!(block_in_place(|| only_orphans(&zone)), 0);
     let places = [left, first, second];
     grows_to_three(&mut zone, &s3, &bucket, &promised, &places).await;
     block_in_place(|| {
@@ -284,6 +294,105 @@ async fn a_zone_is_restored_from_a_backup() {
     promised.insert("in parts".into(), part);
     put(&s3, &bucket, "after", &mut promised).await;
     all_is_there(&s3, &bucket, &promised, "after a restore").await;
+    let places = [alone, places[1].clone(), places[2].clone()];
+    grows_to_three(&mut zone, &s3, &bucket, &promised, &places).await;
+}
+
+/// What `meta rebuild` says at its end.
+fn rebuilt(zone: &Zone, args: &[&str]) -> serde_json::Value {
+    let output = zone.cli(&[&["meta", "rebuild", "--json"], args].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    serde_json::from_str(lines.lines().last().unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_zone_is_rebuilt_from_its_shards() {
+    let _one = ONE_ZONE.lock().await;
+    let env = vec![("HOLDFAST_META_ORPHAN_AFTER", "2s"), ("HOLDFAST_META_GARBAGE_GRACE", "1s")];
+    let mut zone = block_in_place(|| Zone::start(Options { env, ..Options::default() }));
+    let s3 = zone.s3();
+    let (bucket, other) = (s3.bucket("shards").await, s3.bucket("other").await);
+    let (mut promised, mut others, mut gone) = (Promised::new(), Promised::new(), Promised::new());
+    put(&s3, &bucket, "kept", &mut promised).await;
+    put(&s3, &bucket, "deleted", &mut gone).await;
+    put(&s3, &other, "other", &mut others).await;
+    for size in [50_000, 900_000] {
+        put_one(&s3, &bucket, "written again", content("written again", size)).await;
+        promised.insert("written again".into(), content("written again", size));
+    }
+    let upload = Upload::create(&s3, &bucket, "in parts").await;
+    let parts = [content("part 1", 5 << 20), content("part 2", 700_000)];
+    let etags = [upload.part(1, parts[0].clone()).await, upload.part(2, parts[1].clone()).await];
+    let [one, two] = etags;
+    upload.complete(&[(1, one), (2, two)]).expect(200).await;
+    promised.insert("in parts".into(), parts.concat().into());
+    for key in gone.keys() {
+        s3.delete(&bucket, key).expect(204).await;
+    }
+    let id = block_in_place(|| {
+        let buckets = zone.json(&["bucket", "list"]).unwrap();
+        let row = buckets.as_array().unwrap().iter().find(|row| row["name"] == bucket.as_str()).unwrap();
+        let id = row["id"].as_str().unwrap().to_owned();
+        // What was deleted has gone from the targets.
+        wait::until("garbage to be freed", SOON, || {
+            (zone.status().ok()?["garbage_writes"] == 0).then_some(())
+        });
+        id
+    });
+    let etag = s3.head(&bucket, "in parts").send().await.unwrap().header("etag").to_owned();
+
+    let places = <[Node; 3]>::try_from(zone.nodes("meta")).unwrap();
+    let identity = zone.nodes("data")[0].data_dir.join("identity.json");
+    let anew = zone.scratch().join("anew");
+    let keys = zone.credentials();
+    let name = zone.zone().name.clone();
+    block_in_place(|| {
+        for place in &places {
+            zone.kill(place);
+            let config = std::fs::read_to_string(&place.config).unwrap();
+            std::fs::remove_dir_all(&place.data_dir).unwrap();
+            std::fs::create_dir_all(place.config.parent().unwrap()).unwrap();
+            std::fs::write(&place.config, config.replace(text(&place.data_dir), text(&anew))).unwrap();
+        }
+        let config = text(&places[0].config).to_owned();
+        let recover = ["zone", "recover", "--from-shards", "-c", &config, "--identity", text(&identity)];
+        assert_eq!(run(&recover, &[]).code, Some(2), "nobody said yes");
+        let root = [
+            ("HOLDFAST_ROOT_ACCESS_KEY", keys.access_key.as_str()),
+            ("HOLDFAST_ROOT_SECRET_KEY", keys.secret_key.as_str()),
+        ];
+        must(&[&recover[..], &["--yes", &name]].concat(), &root);
+    });
+    let alone = block_in_place(|| zone.start_meta(&places[0], &anew).unwrap());
+    let made = block_in_place(|| {
+        wait::until("all targets to be back", SOON, || {
+            let status = zone.status().ok()?;
+            let up = status["targets"].as_array()?.iter().filter(|target| target["state"] == "up").count();
+            (up == 6).then_some(())
+        });
+        assert!(zone.health().unwrap().contains("NO_PLACEMENT"));
+        assert!(rebuilt(&zone, &["--dry-run"])["placement_groups"].as_u64().unwrap() > 0);
+        rebuilt(&zone, &["--bucket", &format!("{id}={bucket}")])
+    });
+    promised.retain(|_, body| body.len() > 2048);
+    others.retain(|_, body| body.len() > 2048);
+    assert_eq!(made["objects"], promised.len() + others.len(), "{made}");
+    assert_eq!((&made["buckets"], &made["refused"], &made["incomplete"]), (&2.into(), &0.into(), &0.into()));
+    all_is_there(&s3, &bucket, &promised, "made of shards").await;
+    let listed = block_in_place(|| zone.json(&["bucket", "list"]).unwrap());
+    let names: Vec<&str> = listed.as_array().unwrap().iter().filter_map(|row| row["name"].as_str()).collect();
+    let unnamed = names.iter().find(|name| name.starts_with("recovered-")).unwrap();
+    all_is_there(&s3, unnamed, &others, "made of shards").await;
+    let head = s3.head(&bucket, "in parts").send().await.unwrap();
+    assert_eq!(head.header("etag"), etag);
+    assert_eq!(head.header("x-amz-meta-holdfast-recovered"), "unproven");
+    put(&s3, &bucket, "after", &mut promised).await;
+    all_is_there(&s3, &bucket, &promised, "in a zone made of shards").await;
+    block_in_place(|| {
+        zone.until_settled();
+        assert_eq!(only_orphans(&zone), 0);
+    });
     let places = [alone, places[1].clone(), places[2].clone()];
     grows_to_three(&mut zone, &s3, &bucket, &promised, &places).await;
 }

@@ -11,8 +11,8 @@ use holdfast_proto::id::{AccountId, GroupId};
 use holdfast_proto::limits::SLOTS_DEFAULT;
 use holdfast_proto::meta::{
     AccessKey, Account, Bucket, BucketState, BucketsPage, Command, CountBucket, CreateBucket, DropBucket,
-    DropBucketRow, GetAccessKey, GetAccount, GetBucket, ListBuckets, Outcome, PutBucketRow, Refusal,
-    SetBucketState, answer, command, outcome, query,
+    DropBucketRow, GetAccessKey, GetAccount, GetBucket, ListAccessKeys, ListBuckets, Outcome, PutBucketRow,
+    Refusal, SetBucketState, answer, command, outcome, query,
 };
 
 use crate::cluster::{Cluster, random_bytes};
@@ -52,6 +52,36 @@ impl Cluster {
         }
     }
 
+    /// The bucket of this id.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `NoSuchBucket`; [`Error::Unavailable`].
+    pub async fn bucket_of_id(&self, id: bytes::Bytes) -> Result<Bucket, Error> {
+        self.fetch_bucket(GetBucket { id, ..Default::default() }).await
+    }
+
+    /// The account that the realm began with.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when it has no key; [`Error::Unavailable`].
+    pub async fn root_account(&self) -> Result<AccountId, Error> {
+        let list = query::Of::ListAccessKeys(ListAccessKeys::default());
+        let keys = match self.query_ok(GroupId::REALM, list).await? {
+            answer::Ok::AccessKeys(keys) => keys.keys,
+            other => return Err(unexpected_answer(&other)),
+        };
+        let mut ids: Vec<_> = keys.into_iter().map(|key| key.account).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        for id in ids {
+            let id = AccountId::from_wire(&id).map_err(|bad| Error::internal(bad.to_string()))?;
+            if self.account(id).await?.root {
+                return Ok(id);
+            }
+        }
+        Err(Error::internal("the root account has no key"))
+    }
+
     /// The name of the bucket of this id.
     ///
     /// # Errors
@@ -84,10 +114,19 @@ impl Cluster {
             location: location.to_owned(),
             ..Default::default()
         };
+        self.create_bucket_as(bucket).await
+    }
+
+    /// The same of a bucket whose id is known: rows that were lost are made again.
+    ///
+    /// # Errors
+    /// As [`Self::create_bucket`].
+    pub async fn create_bucket_as(&self, bucket: Bucket) -> Result<Bucket, Error> {
+        let name = bucket.name.clone();
         let op = command::Op::CreateBucket(CreateBucket { bucket: Some(bucket.clone()) });
         let created = self.realm_bucket(op).await?.unwrap_or(bucket);
         let active = self.activate(&created).await?;
-        self.inner.cache.buckets.forget(name);
+        self.inner.cache.buckets.forget(&name);
         Ok(active)
     }
 

@@ -102,7 +102,7 @@ impl Coded {
 }
 
 /// The extents of a write whose stripes, in order, are in `groups`.
-pub(crate) fn extents(write: &WriteId, scheme: Scheme, geometry: &Geometry, groups: &[PgId]) -> Vec<Extent> {
+pub fn extents(write: &WriteId, scheme: Scheme, geometry: &Geometry, groups: &[PgId]) -> Vec<Extent> {
     let mut extents: Vec<Extent> = Vec::new();
     for (stripe, pg) in groups.iter().enumerate() {
         let stripe = stripe as u32;

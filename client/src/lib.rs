@@ -43,5 +43,6 @@ pub use cluster::{ClientConfig, Cluster};
 pub use error::{Error, PutError};
 pub use found::{FoundStripe, Located};
 pub use get::BodyReader;
+pub use layout::extents;
 pub use map::{CLASS_DEFAULT, Map, Pg, bucket_id};
 pub use source::{BodySource, StoredBody, WriteIntent};

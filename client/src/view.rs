@@ -20,6 +20,12 @@ use crate::propose::GROUP_HLC_AGE_MAX;
 /// Cached rows of the realm are believed without asking while the watch is younger than this.
 const WATCH_SILENCE_MAX: Duration = Duration::from_secs(1);
 
+/// A zone that is recovered skips so many bits of its map's generation, and may count changes of the realm from less than
+/// before: the bits above say which of its lives a count is of.
+const GENERATION_BITS: u32 = 32;
+/// Bits of a count of changes; that of a zone that is restored begins at 2^40.
+const COUNT_BITS: u32 = 44;
+
 #[derive(Debug)]
 pub(crate) struct View {
     map: RwLock<Option<Arc<Map>>>,
@@ -132,7 +138,9 @@ impl View {
             }
         }
         self.saw(event.hlc);
-        self.realm_applied.fetch_max(event.realm_applied, Ordering::AcqRel);
+        let life = self.map().map_or(0, |map| map.generation() >> GENERATION_BITS);
+        let count = life << COUNT_BITS | event.realm_applied.min((1 << COUNT_BITS) - 1);
+        self.realm_applied.fetch_max(count, Ordering::AcqRel);
         for belief in event.leaders {
             let (Ok(group), leader) = (GroupId::from_u64(belief.group), NodeId::new(belief.leader)) else {
                 continue;
@@ -155,6 +163,31 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_proto::meta::ClusterMap;
+
+    fn event(generation: u64, realm_applied: u64) -> WatchEvent {
+        let realm = vec![7; 16].into();
+        let map = ClusterMap { realm, zone: 1, generation, ..ClusterMap::default() };
+        WatchEvent { map: Some(map), realm_applied, ..WatchEvent::default() }
+    }
+
+    /// What was cached in the zone's former life is not believed in the next.
+    #[test]
+    fn changes_are_counted_anew_in_a_zone_that_was_recovered() {
+        let view = View::new();
+        let mut before = None;
+        let recovered = 1 << GENERATION_BITS;
+        for (generation, applied) in
+            [(5, 900), (6, 901), (recovered, 12), (recovered + 1, 13), (2 * recovered, 1)]
+        {
+            view.absorb(event(generation, applied)).unwrap();
+            let now = view.realm_applied();
+            assert!(now > before, "{generation}");
+            before = now;
+        }
+        view.absorb(WatchEvent { map: None, ..event(0, 0) }).unwrap();
+        assert_eq!(view.realm_applied(), before, "nothing changed");
+    }
 
     #[test]
     fn a_groups_time_is_its_own_and_known_for_a_while() {

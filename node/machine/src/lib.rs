@@ -34,7 +34,8 @@ use holdfast_proto::meta::{
 };
 
 pub use recover::{
-    GENERATIONS_SKIPPED, NODES_SKIPPED, TARGETS_SKIPPED, bucket_copies, group_ids, next_node, realm_buckets,
+    BucketCopies, GENERATIONS_SKIPPED, NODES_SKIPPED, TARGETS_SKIPPED, bucket_copies, group_ids, next_node,
+    realm_buckets,
 };
 
 use kv::{Kv, KvError, KvRead};

@@ -78,18 +78,27 @@ pub fn realm_buckets(kv: &impl KvRead) -> Result<Vec<Bucket>, Halt> {
     rows(kv, key::BKN)
 }
 
-/// The copies of buckets in a partition: each with its row, or with the generation of its drop.
+/// What a partition knows of buckets.
+#[derive(Debug, Default)]
+pub struct BucketCopies {
+    /// Copies of those that have a slot there.
+    pub here: Vec<Bucket>,
+    /// Those it has dropped, each with the generation of the drop.
+    pub dropped: Vec<(BucketId, u64)>,
+}
+
+/// The buckets that a partition knows.
 ///
 /// # Errors
 /// [`Halt`], as for [`crate::apply`].
-pub fn bucket_copies(kv: &impl KvRead) -> Result<(Vec<Bucket>, Vec<(BucketId, u64)>), Halt> {
+pub fn bucket_copies(kv: &impl KvRead) -> Result<BucketCopies, Halt> {
     let mut dropped = Vec::new();
     for (key, row) in row::read_prefix::<DroppedBucket>(kv, key::DRP)? {
         let id = key.get(key::DRP.len()..).and_then(|raw| <[u8; 16]>::try_from(raw).ok());
         let id = id.ok_or_else(|| row::corrupt(&key, "no bucket id"))?;
         dropped.push((BucketId::from_bytes(id), row.generation));
     }
-    Ok((rows(kv, key::BKT)?, dropped))
+    Ok(BucketCopies { here: rows(kv, key::BKT)?, dropped })
 }
 
 impl<K: Kv> Session<'_, K> {

@@ -7,20 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_client::Map;
-use holdfast_proto::id::{BucketId, GroupId};
+use holdfast_machine::BucketCopies;
+use holdfast_proto::id::GroupId;
 use holdfast_proto::meta::{
     Bucket, BucketState, CreateBucket, PutBucketRow, SetBucketConfig, SetBucketState, command::Op,
 };
 
 /// Generations of a bucket that are caught up with, at most: each is a command.
 const GENERATIONS_MAX: u64 = 1000;
-
-/// Buckets of a partition, and those it dropped with their generations.
-#[derive(Debug, Default)]
-pub(super) struct Copies {
-    pub(super) here: Vec<Bucket>,
-    pub(super) dropped: Vec<(BucketId, u64)>,
-}
 
 /// What the groups are told so that they agree, and the buckets for whom nothing could be done.
 ///
@@ -29,7 +23,7 @@ pub(super) struct Copies {
 pub(super) fn settle(
     map: &Map,
     realm: &[Bucket],
-    partitions: &BTreeMap<GroupId, Copies>,
+    partitions: &BTreeMap<GroupId, BucketCopies>,
 ) -> anyhow::Result<(BTreeMap<GroupId, Vec<Op>>, Vec<String>)> {
     let mut say: BTreeMap<GroupId, Vec<Op>> = BTreeMap::new();
     let mut left = Vec::new();
@@ -93,7 +87,7 @@ fn raise(bucket: &Bucket, to: u64, realm: &mut Vec<Op>) {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use holdfast_proto::id::ZoneId;
+    use holdfast_proto::id::{BucketId, ZoneId};
     use holdfast_proto::limits::SLOT_TABLE_LEN;
     use holdfast_proto::meta::ClusterMap;
 
@@ -115,21 +109,21 @@ mod tests {
         Bucket { id, name: name.into(), state, generation, slots: 8, ..Bucket::default() }
     }
 
-    fn partitions(first: Copies, second: Copies) -> BTreeMap<GroupId, Copies> {
+    fn partitions(first: BucketCopies, second: BucketCopies) -> BTreeMap<GroupId, BucketCopies> {
         [(GroupId::partition(ZONE, 0), first), (GroupId::partition(ZONE, 1), second)].into()
     }
 
     #[test]
     fn what_agrees_is_left_alone() {
-        let all = || Copies { here: vec![bucket(1, "a", 3)], dropped: Vec::new() };
+        let all = || BucketCopies { here: vec![bucket(1, "a", 3)], dropped: Vec::new() };
         let (say, left) = settle(&map(), &[bucket(1, "a", 3)], &partitions(all(), all())).unwrap();
         assert!(say.is_empty() && left.is_empty());
     }
 
     #[test]
     fn a_bucket_that_was_deleted_meanwhile_comes_back_to_where_it_was_dropped() {
-        let first = Copies { here: vec![bucket(1, "a", 1)], dropped: Vec::new() };
-        let second = Copies { here: Vec::new(), dropped: vec![(BucketId::from_bytes([1; 16]), 2)] };
+        let first = BucketCopies { here: vec![bucket(1, "a", 1)], dropped: Vec::new() };
+        let second = BucketCopies { here: Vec::new(), dropped: vec![(BucketId::from_bytes([1; 16]), 2)] };
         let (say, _) = settle(&map(), &[bucket(1, "a", 1)], &partitions(first, second)).unwrap();
         assert_eq!(say[&GroupId::REALM].len(), 2, "from generation 1 to 3");
         for number in [0, 1] {
@@ -140,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_bucket_that_was_created_meanwhile_is_told_to_the_realm() {
-        let copies = |generation| Copies {
+        let copies = |generation| BucketCopies {
             here: vec![bucket(1, "a", 1), bucket(2, "b", generation), bucket(3, "a", 1)],
             dropped: Vec::new(),
         };
@@ -155,8 +149,8 @@ mod tests {
 
     #[test]
     fn one_that_was_created_and_deleted_meanwhile_is_gone() {
-        let first = Copies { here: vec![bucket(2, "b", 2)], dropped: Vec::new() };
-        let second = Copies { here: Vec::new(), dropped: vec![(BucketId::from_bytes([2; 16]), 2)] };
+        let first = BucketCopies { here: vec![bucket(2, "b", 2)], dropped: Vec::new() };
+        let second = BucketCopies { here: Vec::new(), dropped: vec![(BucketId::from_bytes([2; 16]), 2)] };
         let (say, left) = settle(&map(), &[], &partitions(first, second)).unwrap();
         assert!(say.is_empty() && left.is_empty());
     }

@@ -14,7 +14,7 @@ use holdfast_proto::id::{GroupId, GroupKind, NodeId};
 use holdfast_proto::meta::{GetMap, Query, RecoverZone, answer, command::Op, query};
 use tokio::sync::mpsc;
 
-use super::buckets::{self, Copies};
+use super::buckets;
 use super::depot::Depot;
 use super::manifest::{GroupRows, Manifest};
 use super::rows::{piece, split_row};
@@ -200,8 +200,7 @@ fn settle_buckets(
     let realm = realm_buckets(rows(&GroupId::REALM)?)?;
     let mut partitions = BTreeMap::new();
     for (id, rows) in generations.iter().filter(|(id, _)| id.kind() == GroupKind::Partition) {
-        let (here, dropped) = bucket_copies(rows as &Generation)?;
-        partitions.insert(*id, Copies { here, dropped });
+        partitions.insert(*id, bucket_copies(rows)?);
     }
     buckets::settle(&Map::parse(map)?, &realm, &partitions)
 }

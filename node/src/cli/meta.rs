@@ -1,8 +1,10 @@
-//! `holdfast meta backup|verify|restore`: metadata to another place and back.
+//! `holdfast meta backup|verify|restore|rebuild`: metadata to another place and back, or made again of shards.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use holdfast_proto::admin::rebuild_index_event::What;
+use holdfast_proto::admin::{BucketNamed, RebuildIndexFound, RebuildIndexRequest, RebuildIndexSummary};
 use serde_json::json;
 
 use super::output;
@@ -23,6 +25,8 @@ pub(super) enum MetaCommand {
     Verify(VerifyArgs),
     /// Make a meta node of a backup, in a new directory: the only one of its zone, which others can join
     Restore(RestoreArgs),
+    /// In a zone that was recovered: make objects of shards that nobody owns, the last resort
+    Rebuild(RebuildArgs),
 }
 
 #[derive(Debug, Args)]
@@ -97,6 +101,103 @@ pub(super) struct RestoreArgs {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct RebuildArgs {
+    /// Only say what would be made
+    #[arg(long)]
+    dry_run: bool,
+    /// Name of a bucket that is not known, by its id in hex; else it is called recovered-ID. Repeatable
+    #[arg(long, value_name = "ID=NAME", value_parser = named)]
+    bucket: Vec<BucketNamed>,
+    #[command(flatten)]
+    zone: ZoneArgs,
+}
+
+fn named(text: &str) -> Result<BucketNamed, String> {
+    let (id, name) = text.split_once('=').ok_or("not ID=NAME")?;
+    let id = hex::decode(id).ok().filter(|id| id.len() == 16).ok_or("an id is 32 hex digits")?;
+    Ok(BucketNamed { id: id.into(), name: name.to_owned() })
+}
+
+async fn rebuild(args: RebuildArgs) -> anyhow::Result<()> {
+    let request = RebuildIndexRequest { only_look: args.dry_run, buckets: args.bucket };
+    let asked = args.zone.contact()?.rebuild(request).await;
+    let mut events = asked.map_err(|fault| anyhow::anyhow!("{}", fault.message))?;
+    while let Some(event) =
+        events.message().await.map_err(|status| anyhow::anyhow!("{}", status.message()))?
+    {
+        match event.what {
+            Some(What::Progress(sum)) => {
+                progress(&format!("{} writes seen, {} objects", sum.writes, sum.objects));
+            }
+            Some(What::Found(found)) => tell_found(&found, args.zone.json)?,
+            Some(What::Summary(sum)) => return tell_sum(&sum, args.dry_run, args.zone.json),
+            None => {}
+        }
+    }
+    anyhow::bail!("the node that did it is gone: say it again, what was made stays")
+}
+
+fn tell_found(found: &RebuildIndexFound, as_json: bool) -> anyhow::Result<()> {
+    let (bucket, key) = (hex::encode(&found.bucket), String::from_utf8_lossy(&found.key));
+    if as_json {
+        return output::json(&json!({
+            "kind": found.kind,
+            "bucket": bucket,
+            "bucket_name": found.bucket_name,
+            "key": key,
+            "size": found.size,
+            "detail": found.detail,
+        }));
+    }
+    let name = if found.bucket_name.is_empty() { &bucket } else { &found.bucket_name };
+    let detail = if found.detail.is_empty() { String::new() } else { format!(": {}", found.detail) };
+    output::line(&format!("{:10} {name}/{key} {} bytes{detail}", found.kind, found.size))
+}
+
+fn tell_sum(sum: &RebuildIndexSummary, dry_run: bool, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return output::json(&json!({
+            "kind": "SUMMARY",
+            "dry_run": dry_run,
+            "writes": sum.writes,
+            "owned": sum.owned,
+            "objects": sum.objects,
+            "uploads": sum.uploads,
+            "older": sum.older,
+            "incomplete": sum.incomplete,
+            "refused": sum.refused,
+            "buckets": sum.buckets,
+            "placement_groups": sum.placement_groups,
+            "silent": sum.silent,
+        }));
+    }
+    if dry_run && sum.placement_groups > 0 {
+        return output::line(&format!(
+            "{} placement groups would be made of what targets hold; what objects there are is seen after that",
+            sum.placement_groups
+        ));
+    }
+    let made = if dry_run { "would be made" } else { "were made" };
+    output::line(&format!(
+        "{} objects {made} ({} of parts) in {} new buckets, of {} writes: {} have an owner or are younger than the recovery, {} \
+         are older than what their key has, {} are not whole, {} were refused{}",
+        sum.objects,
+        sum.uploads,
+        sum.buckets,
+        sum.writes,
+        sum.owned,
+        sum.older,
+        sum.incomplete,
+        sum.refused,
+        if sum.silent.is_empty() {
+            String::new()
+        } else {
+            format!("; targets {:?} were not asked", sum.silent)
+        },
+    ))
+}
+
 pub(super) async fn run(command: MetaCommand) -> anyhow::Result<()> {
     match command {
         MetaCommand::Backup(args) => {
@@ -115,6 +216,7 @@ pub(super) async fn run(command: MetaCommand) -> anyhow::Result<()> {
             output::line(&format!("{}: all of it reads back", in_words(&proven)))
         }
         MetaCommand::Restore(args) => restored(&args).await,
+        MetaCommand::Rebuild(args) => rebuild(args).await,
     }
 }
 

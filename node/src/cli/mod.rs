@@ -24,7 +24,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, ConfigFaults};
 use crate::dev::DevArgs;
 use crate::env::Env;
-use crate::formation::init::{RootKey, zone_init};
+use crate::formation::init::{NewZone, RootKey, zone_init};
 use target_zone::ZoneArgs;
 
 /// Holdfast: S3-compatible object storage.
@@ -92,7 +92,7 @@ struct ServerArgs {
 enum ZoneCommand {
     /// Mark this node as the first of a new realm and zone; prints the root key and the join token, once
     Init(InitArgs),
-    /// Go on from the one meta node that is left, when the others are lost for good
+    /// Go on from the one meta node that is left when the others are lost for good, or from data nodes alone
     Recover(recover::RecoverArgs),
     /// Delete again what nobody owns: after a recovery, when nothing is missed
     ReleaseOrphans(ZoneArgs),
@@ -184,19 +184,23 @@ fn address(text: &str) -> Result<String, String> {
     }
 }
 
+fn new_zone_json(config: &config::Config, zone: &NewZone) -> serde_json::Value {
+    serde_json::json!({
+        "realm": zone.realm.to_string(),
+        "zone": config.node.zone,
+        "node": zone.node.to_string(),
+        "access_key": zone.access_key,
+        "secret_key": *zone.secret_key,
+        "join_token": *zone.join_token,
+    })
+}
+
 fn init(args: &InitArgs) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
     let root = RootKey::from_env().map_err(|error| UsageError(error.to_string()))?;
-    let zone = zone_init(&config, &Env::real(), root, args.meta.clone())?;
+    let zone = zone_init(&config, &Env::real(), root, args.meta.clone(), None)?;
     if args.json {
-        return output::json(&serde_json::json!({
-            "realm": zone.realm.to_string(),
-            "zone": config.node.zone,
-            "node": zone.node.to_string(),
-            "access_key": zone.access_key,
-            "secret_key": *zone.secret_key,
-            "join_token": *zone.join_token,
-        }));
+        return output::json(&new_zone_json(&config, &zone));
     }
     output::line(&format!(
         "Zone {} of realm {} begins with node {}. This is shown once:\n\n  \

@@ -1,6 +1,6 @@
-//! `holdfast zone recover`: a zone goes on from the one meta node that is left.
+//! `holdfast zone recover`: a zone goes on from the one meta node that is left, or from none.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use holdfast_proto::id::NodeId;
@@ -9,16 +9,20 @@ use serde_json::json;
 use super::{UsageError, output};
 use crate::config;
 use crate::env::Env;
+use crate::formation::init::{RootKey, zone_init};
 use crate::formation::recover::{self, Replica};
+use crate::node::directory::Identity;
 
 #[derive(Debug, Args)]
 pub(super) struct RecoverArgs {
     /// Configuration of the meta node that is left; it must not run
     #[arg(short, long)]
     config: PathBuf,
-    /// Go on from this node's replica of every group
-    #[arg(long, required = true)]
-    from_replica: bool,
+    #[command(flatten)]
+    source: Source,
+    /// With --from-shards: the identity.json of any node of the zone
+    #[arg(long, requires = "from_shards")]
+    identity: Option<PathBuf>,
     /// Do it: the zone's name, typed again. Without, it only says what would be done
     #[arg(long, value_name = "ZONE")]
     yes: Option<String>,
@@ -27,7 +31,54 @@ pub(super) struct RecoverArgs {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Source {
+    /// Go on from this node's replica of every group
+    #[arg(long)]
+    from_replica: bool,
+    /// All metadata is gone: begin the zone anew for the data nodes that are left, with a new root key; then
+    /// `holdfast meta rebuild`
+    #[arg(long, requires = "identity")]
+    from_shards: bool,
+}
+
+/// A zone without metadata, for data that is there.
+fn begin_anew(args: &RecoverArgs, identity: &Path) -> anyhow::Result<()> {
+    let config = config::load(&args.config)?;
+    let root = RootKey::from_env().map_err(|error| UsageError(error.to_string()))?;
+    let old = Identity::read(identity)?;
+    if args.yes.as_ref() != Some(&old.zone_name) {
+        let name = &old.zone_name;
+        return Err(UsageError(format!(
+            "zone {name} would begin anew: objects of up to 2 KiB, deletes, versions, accounts and the names of buckets are \
+             lost. Restore a backup if there is one; else say --yes {name}"
+        ))
+        .into());
+    }
+    let zone = zone_init(&config, &Env::real(), root, Vec::new(), Some(old))?;
+    if args.json {
+        return output::json(&super::new_zone_json(&config, &zone));
+    }
+    output::line(&format!(
+        "Zone {} of realm {} begins anew with node {}. This is shown once:\n\n  \
+         root access key  {}\n  root secret key  {}\n\n\
+         Start it:           holdfast server -c {}\n\
+         Data, gateways:     start them; those whose node.seeds do not have this address need it\n\
+         Then:               holdfast meta rebuild --dry-run, and without",
+        config.node.zone,
+        zone.realm,
+        zone.node,
+        zone.access_key,
+        *zone.secret_key,
+        args.config.display(),
+    ))
+}
+
 pub(super) fn run(args: &RecoverArgs) -> anyhow::Result<()> {
+    if let (true, Some(identity)) = (args.source.from_shards, &args.identity) {
+        return begin_anew(args, identity);
+    }
     let config = config::load(&args.config)?;
     let env = Env::real();
     let replica = recover::look(&config, &env)?;

@@ -128,7 +128,7 @@ fn prepare(dir: &Path, args: &DevArgs, root: Option<RootKey>, env: &Env) -> anyh
             access_key: state.access_key.clone(),
             secret_key: Zeroizing::new(state.secret_key.clone()),
         };
-        zone_init(&config, env, Some(root), state.meta_addresses()[1..].to_vec())?;
+        zone_init(&config, env, Some(root), state.meta_addresses()[1..].to_vec(), None)?;
     }
     Ok(state)
 }

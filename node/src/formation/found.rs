@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use holdfast_machine::{NODES_SKIPPED, TARGETS_SKIPPED};
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::GroupId;
 use holdfast_proto::limits::SLOT_TABLE_LEN;
@@ -39,6 +40,12 @@ pub(crate) async fn found(
     for group in &ids {
         groups.bootstrap(*group).await?;
     }
+    // The zone's group last: what the map says of the level is then true of all.
+    ids.sort_by_key(|id| *id == zone_group);
+    if founding.of_old_data {
+        // What leaves numbers out is a command of this level.
+        raise(groups, identity, &ids, feature_level).await?;
+    }
     let realm = command::Op::InitRealm(InitRealm {
         realm: identity.realm.to_wire(),
         root: Some(Account {
@@ -68,14 +75,17 @@ pub(crate) async fn found(
             .map(|id| Group { id: id.get(), voters: vec![node.id], learners: Vec::new(), generation: 1 })
             .collect(),
         first_node: Some(node),
-        ..InitZone::default()
+        first_node_number: if founding.of_old_data { NODES_SKIPPED } else { 0 },
+        first_target_number: if founding.of_old_data { TARGETS_SKIPPED } else { 0 },
     });
     propose(groups, identity, zone_group, init).await?;
-    // The zone's group last: what the map says of the level is then true of all.
-    ids.sort_by_key(|id| *id == zone_group);
+    raise(groups, identity, &ids, feature_level).await
+}
+
+async fn raise(groups: &Groups, identity: &Identity, ids: &[GroupId], level: u32) -> anyhow::Result<()> {
     for group in ids {
-        let raise = command::Op::RaiseFeatureLevel(RaiseFeatureLevel { level: feature_level });
-        propose(groups, identity, group, raise).await?;
+        let raise = command::Op::RaiseFeatureLevel(RaiseFeatureLevel { level });
+        propose(groups, identity, *group, raise).await?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `zone init`: marks a directory as the first node of a new realm and zone. It writes one identity and nothing else;
 //! the node's next start makes the groups.
 
+use holdfast_machine::NODES_SKIPPED;
 use holdfast_proto::id::{AccountId, NodeId, RealmId, ZoneId};
 use zeroize::Zeroizing;
 
@@ -73,7 +74,7 @@ impl RootKey {
     }
 }
 
-/// Marks the configured directory as a zone's first node.
+/// Marks the configured directory as a zone's first node: of a new realm, or of the zone of `old`, whose metadata was lost.
 ///
 /// # Errors
 /// When the directory belongs to a zone already, is in use, or the node is no meta node.
@@ -82,6 +83,7 @@ pub(crate) fn zone_init(
     env: &Env,
     root: Option<RootKey>,
     meta: Vec<String>,
+    old: Option<Identity>,
 ) -> anyhow::Result<NewZone> {
     if config.meta.is_none() {
         anyhow::bail!("the first node of a zone holds its metadata: add [meta] to its configuration");
@@ -95,8 +97,50 @@ pub(crate) fn zone_init(
         }
         .into());
     }
-    let node = NodeId::in_zone(FIRST_ZONE, 1).expect("1 fits 48 bits");
-    let realm = RealmId::from_bytes(random(env));
+    let of_old_data = old.is_some();
+    let base = match old {
+        Some(old) if old.zone_name != config.node.zone => anyhow::bail!(
+            "the identity is of zone {:?}, the configuration is for {:?}",
+            old.zone_name,
+            config.node.zone
+        ),
+        Some(old) => {
+            let node = NodeId::in_zone(old.zone_id(), NODES_SKIPPED).expect("it fits 48 bits");
+            Identity { node, ..old }
+        }
+        None => new_identity(config, env),
+    };
+    let realm_key = base.realm_key_array().ok_or_else(|| anyhow::anyhow!("the realm key is not 32 bytes"))?;
+    let root = root.unwrap_or_else(|| RootKey::random(env));
+    let sealed =
+        holdfast_client::seal::seal_secret(&realm_key, &root.access_key, root.secret_key.as_bytes())?;
+    let zone = NewZone {
+        realm: base.realm,
+        node: base.node,
+        access_key: root.access_key.clone(),
+        secret_key: root.secret_key,
+        join_token: Zeroizing::new(String::from_utf8_lossy(base.join_token.bytes()).into_owned()),
+    };
+    directory.save(&Identity {
+        incarnation: 0,
+        meta_opened: false,
+        targets: std::collections::BTreeMap::new(),
+        founding: Some(Founding {
+            root_account: AccountId::from_bytes(random(env)),
+            root_access_key: root.access_key,
+            root_sealed_secret: Secret::new(sealed),
+            created_ms: env.now_ms(),
+            meta,
+            done: false,
+            of_old_data,
+        }),
+        ..base
+    })?;
+    Ok(zone)
+}
+
+/// The first node of a new realm and zone.
+fn new_identity(config: &Config, env: &Env) -> Identity {
     let mut realm_key = [0; 32];
     env.fill_random(&mut realm_key);
     let join_token = if config.node.join_token.is_empty() {
@@ -105,30 +149,19 @@ pub(crate) fn zone_init(
     } else {
         Zeroizing::new(config.node.join_token.clone())
     };
-    let root = root.unwrap_or_else(|| RootKey::random(env));
-    let sealed =
-        holdfast_client::seal::seal_secret(&realm_key, &root.access_key, root.secret_key.as_bytes())?;
-    directory.save(&Identity {
+    Identity {
         version: Identity::VERSION,
-        realm,
+        realm: RealmId::from_bytes(random(env)),
         zone: FIRST_ZONE.get(),
         zone_name: config.node.zone.clone(),
-        node,
+        node: NodeId::in_zone(FIRST_ZONE, 1).expect("1 fits 48 bits"),
         incarnation: 0,
         realm_key: Secret::new(realm_key.to_vec()),
         join_token: Secret::new(join_token.as_bytes().to_vec()),
         meta_opened: false,
         targets: std::collections::BTreeMap::new(),
-        founding: Some(Founding {
-            root_account: AccountId::from_bytes(random(env)),
-            root_access_key: root.access_key.clone(),
-            root_sealed_secret: Secret::new(sealed),
-            created_ms: env.now_ms(),
-            meta,
-            done: false,
-        }),
-    })?;
-    Ok(NewZone { realm, node, access_key: root.access_key, secret_key: root.secret_key, join_token })
+        founding: None,
+    }
 }
 
 fn random(env: &Env) -> [u8; 16] {

@@ -8,8 +8,8 @@ use holdfast_proto::admin::admin_client::AdminClient;
 use holdfast_proto::admin::{
     AcceptLossRequest, AcceptLossResponse, AdminListBucketsRequest, AdminListBucketsResponse, ChangeRequest,
     ChangeResponse, EventsRequest, EventsResponse, FsckEvent, FsckRequest, MayIRequest, MayIResponse,
-    StartScrubRequest, StartScrubResponse, StatObjectRequest, StatObjectResponse, StatusRequest,
-    StatusResponse,
+    RebuildIndexEvent, RebuildIndexRequest, StartScrubRequest, StartScrubResponse, StatObjectRequest,
+    StatObjectResponse, StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::limits::{H2_WINDOW_BYTES, MESSAGE_BYTES_MAX};
@@ -141,6 +141,18 @@ impl Contact {
         self.ask(STATUS_TIMEOUT, |channel| {
             let request = request.clone();
             async move { AdminClient::new(channel).fsck(request).await }
+        })
+        .await
+    }
+
+    /// What is made of shards that nobody owns, as it is made.
+    pub(crate) async fn rebuild(
+        &self,
+        request: RebuildIndexRequest,
+    ) -> Result<tonic::Streaming<RebuildIndexEvent>, Fault> {
+        self.ask(STATUS_TIMEOUT, |channel| {
+            let request = request.clone();
+            async move { AdminClient::new(channel).rebuild(request).await }
         })
         .await
     }

@@ -165,6 +165,9 @@ pub(crate) struct Founding {
     pub(crate) meta: Vec<String>,
     /// The realm and the zone have been made.
     pub(crate) done: bool,
+    /// The zone is one whose metadata was lost: its data nodes are still there, with the numbers they were given.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) of_old_data: bool,
 }
 
 /// A locked directory.

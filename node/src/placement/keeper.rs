@@ -154,7 +154,7 @@ fn members_settled(head: &ZoneHead, map: &ClusterMap) -> bool {
 }
 
 /// Targets of `media` that carry placement groups.
-fn candidates(map: &ClusterMap, media: &str) -> Vec<Candidate> {
+pub(crate) fn candidates(map: &ClusterMap, media: &str) -> Vec<Candidate> {
     let hosts: BTreeMap<u64, &str> = map.nodes.iter().map(|node| (node.id, node.host.as_str())).collect();
     map.targets
         .iter()
@@ -182,6 +182,10 @@ fn placement(head: &ZoneHead, map: &ClusterMap, placed: u64) -> Result<Option<Pu
     let next_id = map.pgs.iter().map(|pg| pg.id).max().unwrap_or(0) + 1;
     if let Some(class) = map.classes.first().filter(|_| !map.pgs.is_empty()) {
         return Ok(renew(map, class, next_id).filter(|_| may_move(map)));
+    }
+    if map.lost.is_some() {
+        return Err("targets hold the shards of a zone whose placement is lost: `holdfast meta rebuild` makes it of them"
+            .to_owned());
     }
     let targets = candidates(map, "default");
     let initial = head.config.initial_targets as usize;

@@ -11,8 +11,8 @@ use holdfast_proto::admin::admin_server::Admin;
 use holdfast_proto::admin::{
     AcceptLossRequest, AcceptLossResponse, AdminListBucketsRequest, AdminListBucketsResponse, BucketStatus,
     ChangeRequest, ChangeResponse, EventsRequest, EventsResponse, FsckEvent, FsckRequest, MayIRequest,
-    MayIResponse, ReadGroupRequest, StartScrubRequest, StartScrubResponse, StatObjectRequest,
-    StatObjectResponse, StatusRequest, StatusResponse,
+    MayIResponse, ReadGroupRequest, RebuildIndexEvent, RebuildIndexRequest, StartScrubRequest,
+    StartScrubResponse, StatObjectRequest, StatObjectResponse, StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
 use holdfast_proto::id::{GroupId, ZoneId};
@@ -31,6 +31,7 @@ use super::scrub;
 use super::status;
 use super::zone_head::ZoneHead;
 use crate::node::contact::{Contact, FORWARDED, MAP_BYTES_MAX, forwarded};
+use crate::worker::repair::salvage::{self, Asked};
 
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE: u32 = 1000;
@@ -193,6 +194,35 @@ impl Admin for AdminService {
             true => scrub::start_meta(head, &map).await,
             false => scrub::start(&map, asked.targets).await?,
         }))
+    }
+
+    type RebuildStream = Pin<Box<dyn Stream<Item = Result<RebuildIndexEvent, Status>> + Send>>;
+
+    async fn rebuild(
+        &self,
+        request: Request<RebuildIndexRequest>,
+    ) -> Result<Response<Self::RebuildStream>, Status> {
+        let sent_on = request.metadata().contains_key(FORWARDED);
+        let asked = request.into_inner();
+        let Some(head) = &self.head else {
+            return Ok(Response::new(Box::pin(self.contact.rebuild(asked).await?)));
+        };
+        if !head.leads() {
+            if sent_on {
+                let none = Fault::new(FaultKind::FaultUnavailable, "the zone has no leader at the moment");
+                return Err(none.into());
+            }
+            let mut client = AdminClient::new(head.leader_channel()?);
+            let events = within(client.rebuild(forwarded(asked))).await?.into_inner();
+            return Ok(Response::new(Box::pin(events)));
+        }
+        let (events, receiver) = tokio::sync::mpsc::channel(FSCK_EVENTS);
+        let asked = Asked { only_look: asked.only_look, names: asked.buckets };
+        let (head, cluster) = (head.clone(), self.cluster()?);
+        let work = async move { salvage::run(&head, &cluster, asked, events).await };
+        let work = futures::stream::once(work);
+        let told = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        Ok(Response::new(Box::pin(futures::stream::select(told, work.filter_map(async |()| None)))))
     }
 
     type ReadGroupStream = Pin<Box<dyn Stream<Item = Result<SnapshotPart, Status>> + Send>>;

@@ -108,6 +108,7 @@ impl SmallZone {
             created_ms: 1,
             meta: vec![],
             done: false,
+            of_old_data: false,
         };
         let identity = Identity {
             version: Identity::VERSION,

@@ -14,6 +14,7 @@
 mod inventory;
 mod orphans;
 mod owners;
+pub(crate) mod salvage;
 mod verdict;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
