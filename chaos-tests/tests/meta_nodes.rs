@@ -145,7 +145,7 @@ fn until_compared(zone: &Zone) {
         asked = None;
         let equal = groups.iter().all(is_equal);
         if !equal {
-            println!("not equal: {status}");
+            eprintln!("not equal: {status}");
         }
         equal.then_some(())
     });

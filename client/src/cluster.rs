@@ -17,6 +17,7 @@ use crate::channel::Channels;
 use crate::error::Error;
 use crate::health::Health;
 use crate::map::Map;
+use crate::reads::OpenReads;
 use crate::renew::Renewals;
 use crate::route::{Lanes, Proposals, Reads, attempt_until};
 use crate::verify::BadShards;
@@ -96,6 +97,7 @@ pub(crate) struct Inner {
     /// Stripes whose last shards go on after their write was committed.
     pub(crate) stragglers: Arc<Semaphore>,
     pub(crate) renewals: Renewals,
+    pub(crate) open_reads: Arc<OpenReads>,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
     /// The map of before the first one came: never seen by callers, since `connect` waits.
@@ -127,6 +129,7 @@ impl Cluster {
             mending: Arc::new(Semaphore::new(MENDING_MAX)),
             stragglers: Arc::new(Semaphore::new(STRAGGLERS_MAX)),
             renewals: Renewals::default(),
+            open_reads: Arc::default(),
             tasks: TaskTracker::new(),
             empty_map: Arc::new(Map::parse(holdfast_proto::meta::ClusterMap {
                 realm: RealmId::default().to_wire(),

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::Stream;
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::limits::SHARD_BYTES_MAX;
 use holdfast_proto::meta::{Body, ObjectFound};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -20,6 +21,7 @@ use crate::cluster::{Cluster, Inner};
 use crate::error::Error;
 use crate::layout::{Coded, Layout};
 use crate::read::read_stripe;
+use crate::reads::OpenRead;
 
 /// Stripes of one body that are read at the same time.
 const STRIPES_AHEAD_MAX: usize = 2;
@@ -31,6 +33,8 @@ pub struct BodyReader {
     running: VecDeque<Running>,
     peeked: Option<Result<Bytes, Error>>,
     ended: bool,
+    /// What is read is kept until then.
+    _open: OpenRead,
 }
 
 impl std::fmt::Debug for BodyReader {
@@ -102,7 +106,15 @@ impl Cluster {
             running: VecDeque::new(),
             peeked: None,
             ended: false,
+            _open: self.inner.open_reads.begin(self.now()),
         }
+    }
+
+    /// When the oldest read of a body that is under way began; now, when none is.
+    pub fn oldest_read(&self) -> Hlc {
+        // Before it is looked: a read that begins in between began later.
+        let now = self.now();
+        self.inner.open_reads.oldest().map_or(now, |oldest| oldest.min(now))
     }
 }
 

@@ -26,6 +26,7 @@ mod place;
 mod propose;
 mod put;
 mod read;
+mod reads;
 mod renew;
 mod restore;
 mod retry;

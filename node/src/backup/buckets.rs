@@ -16,7 +16,16 @@ use holdfast_proto::meta::{
 /// Generations of a bucket that are caught up with, at most: each is a command.
 const GENERATIONS_MAX: u64 = 1000;
 
-/// What the groups are told so that they agree, and the buckets for whom nothing could be done.
+/// What makes groups agree.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// What each is told.
+    pub(super) say: BTreeMap<GroupId, Vec<Op>>,
+    /// Buckets for whom nothing can be done, by name.
+    pub(super) left: Vec<String>,
+}
+
+/// What the groups are told so that they agree.
 ///
 /// # Errors
 /// When the map does not say where slots are.
@@ -24,9 +33,8 @@ pub(super) fn settle(
     map: &Map,
     realm: &[Bucket],
     partitions: &BTreeMap<GroupId, BucketCopies>,
-) -> anyhow::Result<(BTreeMap<GroupId, Vec<Op>>, Vec<String>)> {
-    let mut say: BTreeMap<GroupId, Vec<Op>> = BTreeMap::new();
-    let mut left = Vec::new();
+) -> anyhow::Result<Settled> {
+    let Settled { mut say, mut left } = Settled::default();
     let known: BTreeSet<&[u8]> = realm.iter().map(|bucket| &bucket.id[..]).collect();
     let mut names: BTreeSet<&str> = realm.iter().map(|bucket| bucket.name.as_str()).collect();
     let dropped = |id: &[u8]| {
@@ -72,7 +80,7 @@ pub(super) fn settle(
         }));
         raise(&Bucket { generation: 1, ..bucket.clone() }, bucket.generation, realm);
     }
-    Ok((say, left))
+    Ok(Settled { say, left })
 }
 
 /// Takes a bucket of the realm to a generation.
@@ -116,7 +124,7 @@ mod tests {
     #[test]
     fn what_agrees_is_left_alone() {
         let all = || BucketCopies { here: vec![bucket(1, "a", 3)], dropped: Vec::new() };
-        let (say, left) = settle(&map(), &[bucket(1, "a", 3)], &partitions(all(), all())).unwrap();
+        let Settled { say, left } = settle(&map(), &[bucket(1, "a", 3)], &partitions(all(), all())).unwrap();
         assert!(say.is_empty() && left.is_empty());
     }
 
@@ -124,7 +132,7 @@ mod tests {
     fn a_bucket_that_was_deleted_meanwhile_comes_back_to_where_it_was_dropped() {
         let first = BucketCopies { here: vec![bucket(1, "a", 1)], dropped: Vec::new() };
         let second = BucketCopies { here: Vec::new(), dropped: vec![(BucketId::from_bytes([1; 16]), 2)] };
-        let (say, _) = settle(&map(), &[bucket(1, "a", 1)], &partitions(first, second)).unwrap();
+        let Settled { say, .. } = settle(&map(), &[bucket(1, "a", 1)], &partitions(first, second)).unwrap();
         assert_eq!(say[&GroupId::REALM].len(), 2, "from generation 1 to 3");
         for number in [0, 1] {
             let [Op::PutBucketRow(put)] = &say[&GroupId::partition(ZONE, number)][..] else { panic!() };
@@ -138,7 +146,8 @@ mod tests {
             here: vec![bucket(1, "a", 1), bucket(2, "b", generation), bucket(3, "a", 1)],
             dropped: Vec::new(),
         };
-        let (say, left) = settle(&map(), &[bucket(1, "a", 1)], &partitions(copies(1), copies(2))).unwrap();
+        let Settled { say, left } =
+            settle(&map(), &[bucket(1, "a", 1)], &partitions(copies(1), copies(2))).unwrap();
         assert_eq!(say.len(), 1);
         assert!(matches!(
             say[&GroupId::REALM][..],
@@ -151,7 +160,7 @@ mod tests {
     fn one_that_was_created_and_deleted_meanwhile_is_gone() {
         let first = BucketCopies { here: vec![bucket(2, "b", 2)], dropped: Vec::new() };
         let second = BucketCopies { here: Vec::new(), dropped: vec![(BucketId::from_bytes([2; 16]), 2)] };
-        let (say, left) = settle(&map(), &[], &partitions(first, second)).unwrap();
+        let Settled { say, left } = settle(&map(), &[], &partitions(first, second)).unwrap();
         assert!(say.is_empty() && left.is_empty());
     }
 }

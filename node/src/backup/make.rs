@@ -81,7 +81,7 @@ pub(crate) async fn make(
 async fn change(contact: &Contact, what: change_request::What) -> anyhow::Result<u64> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match contact.change(ChangeRequest { what: Some(what.clone()) }).await {
+        match contact.change(ChangeRequest { what: Some(what) }).await {
             Ok(changed) => return Ok(changed.generation),
             Err(fault) if fault.is_retryable() && Instant::now() < deadline => {
                 tokio::time::sleep(PAUSE).await

@@ -14,7 +14,7 @@ use holdfast_proto::id::{GroupId, GroupKind, NodeId};
 use holdfast_proto::meta::{GetMap, Query, RecoverZone, answer, command::Op, query};
 use tokio::sync::mpsc;
 
-use super::buckets;
+use super::buckets::{self, Settled};
 use super::depot::Depot;
 use super::manifest::{GroupRows, Manifest};
 use super::rows::{piece, split_row};
@@ -115,7 +115,7 @@ pub(crate) async fn restore(
     }
     let node = node.context("the backup has no rows of the zone")?;
 
-    let (mut say, left) = settle_buckets(&generations, zone_group)?;
+    let Settled { mut say, left } = settle_buckets(&generations, zone_group)?;
     let from = format!("a backup of {}", humantime::format_rfc3339_seconds(time_of(manifest.begun_ms)));
     let place = SelfDescription {
         addr: if config.node.advertise.is_empty() { &config.node.listen } else { &config.node.advertise }
@@ -189,7 +189,7 @@ async fn bring(
 fn settle_buckets(
     generations: &BTreeMap<GroupId, Generation>,
     zone_group: GroupId,
-) -> anyhow::Result<(BTreeMap<GroupId, Vec<Op>>, Vec<String>)> {
+) -> anyhow::Result<Settled> {
     let rows = |id: &GroupId| generations.get(id).with_context(|| format!("the backup has no rows of {id}"));
     let ask = Query { of: Some(query::Of::GetMap(GetMap::default())) };
     let answer = holdfast_machine::query(rows(&zone_group)?, zone_group, &ask)?;

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_client::Cluster;
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::meta::{HeartbeatRequest, TargetReport};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::contact::Contact;
 use crate::data::Target;
@@ -17,17 +19,23 @@ const BEAT: Duration = Duration::from_secs(1);
 /// The targets of this node that have an id.
 pub(crate) type OpenTargets = Arc<parking_lot::RwLock<BTreeMap<u32, Arc<Target>>>>;
 
-/// Beats until the node stops. `unknown` is told when the zone does not know this node.
-pub(crate) async fn run(
-    contact: Arc<Contact>,
-    node: u64,
-    incarnation: u64,
-    feature_level: u32,
-    targets: OpenTargets,
-    groups: Option<Arc<Groups>>,
-    unknown: Arc<Notify>,
-    progress: Progress,
-) -> anyhow::Result<()> {
+/// What a beat says.
+#[derive(Debug, Clone)]
+pub(crate) struct Beat {
+    pub(crate) contact: Arc<Contact>,
+    pub(crate) node: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) feature_level: u32,
+    pub(crate) targets: OpenTargets,
+    pub(crate) groups: Option<Arc<Groups>>,
+    /// On gateways: whose reads are told.
+    pub(crate) cluster: Option<watch::Receiver<Option<Cluster>>>,
+    /// Told when the zone does not know this node.
+    pub(crate) unknown: Arc<Notify>,
+}
+
+/// Beats until the node stops.
+pub(crate) async fn run(beat: Beat, progress: Progress) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(BEAT);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // A zone that is between two leaders misses a beat or two: that is no trouble.
@@ -35,17 +43,18 @@ pub(crate) async fn run(
     loop {
         ticks.tick().await;
         let request = HeartbeatRequest {
-            node,
-            incarnation,
-            feature_level,
-            targets: reports(&targets),
+            node: beat.node,
+            incarnation: beat.incarnation,
+            feature_level: beat.feature_level,
+            targets: reports(&beat.targets),
             map_generation: 0,
-            group_scrubs: groups.as_ref().map(|groups| groups.scrub_reports()).unwrap_or_default(),
+            group_scrubs: beat.groups.as_ref().map(|groups| groups.scrub_reports()).unwrap_or_default(),
+            oldest_read: beat.oldest_read().get(),
         };
-        match contact.heartbeat(request).await {
+        match beat.contact.heartbeat(request).await {
             Ok(answer) => {
                 if answer.unknown {
-                    unknown.notify_one();
+                    beat.unknown.notify_one();
                 }
                 missed = 0;
                 progress.done(1);
@@ -58,6 +67,14 @@ pub(crate) async fn run(
                 }
             }
         }
+    }
+}
+
+impl Beat {
+    /// Zero where nothing is read, or it is not known.
+    fn oldest_read(&self) -> Hlc {
+        let cluster = self.cluster.as_ref().and_then(|cluster| cluster.borrow().clone());
+        cluster.map_or(Hlc::ZERO, |cluster| cluster.oldest_read())
     }
 }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::contact::Contact;
 use super::directory::{Identity, NodeDirectory};
-use super::heartbeat::{self, OpenTargets};
+use super::heartbeat::{self, Beat, OpenTargets};
 use super::map_feed::{self, MapFeed};
 use super::readiness::Conditions;
 use super::roles::{self, Opened};
@@ -160,22 +160,17 @@ impl NodeRuntime {
         self.follow_cluster();
         let unknown = Arc::new(Notify::new());
         self.register(shards, unknown.clone());
-        let (contact, targets, groups) =
-            (self.contact.clone(), self.open_targets.clone(), self.groups.clone());
-        let (node, incarnation) = (self.identity.node.get(), self.identity.incarnation);
-        let level = self.config.node.feature_level();
-        self.front.worker("heartbeat", move |progress| {
-            heartbeat::run(
-                contact.clone(),
-                node,
-                incarnation,
-                level,
-                targets.clone(),
-                groups.clone(),
-                unknown.clone(),
-                progress,
-            )
-        });
+        let beat = Beat {
+            contact: self.contact.clone(),
+            node: self.identity.node.get(),
+            incarnation: self.identity.incarnation,
+            feature_level: self.config.node.feature_level(),
+            targets: self.open_targets.clone(),
+            groups: self.groups.clone(),
+            cluster: self.config.gateway.as_ref().map(|_| self.cluster.subscribe()),
+            unknown,
+        };
+        self.front.worker("heartbeat", move |progress| heartbeat::run(beat.clone(), progress));
         if let Some(s3) = s3 {
             self.serve_s3(s3)?;
         }

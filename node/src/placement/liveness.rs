@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use holdfast_machine::FEATURE_LEVEL_FIRST;
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::meta::{
     ClusterMap, GroupMembers, GroupScrubReport, Node, NodeState, Target, TargetReport, TargetState,
     TargetStateChange,
@@ -41,6 +42,8 @@ pub(crate) struct Out {
     pub(crate) held_back: Option<String>,
 }
 
+/// Gateways that have not beaten for so long since this node leads are not waited for.
+const READERS_HEARD: Duration = Duration::from_secs(15);
 /// Targets go out by themselves only while the others would not be fuller than this.
 const OUT_FULL_MAX: f64 = 0.85;
 
@@ -51,6 +54,8 @@ struct Heard {
     level: u32,
     reports: Vec<TargetReport>,
     group_scrubs: Vec<GroupScrubReport>,
+    /// Of a gateway; zero: not told.
+    oldest_read: Hlc,
 }
 
 impl Liveness {
@@ -75,7 +80,9 @@ impl Liveness {
             return false;
         }
         let level = self.heard.get(&node).map_or(FEATURE_LEVEL_FIRST, |heard| heard.level);
-        self.heard.insert(node, Heard { at: now, incarnation, level, reports, group_scrubs: Vec::new() });
+        let heard =
+            Heard { at: now, incarnation, level, reports, group_scrubs: Vec::new(), oldest_read: Hlc::ZERO };
+        self.heard.insert(node, heard);
         true
     }
 
@@ -91,6 +98,31 @@ impl Liveness {
         if let Some(heard) = self.heard.get_mut(&node) {
             heard.group_scrubs = group_scrubs;
         }
+    }
+
+    /// When the oldest read began that is under way through a gateway, as it said in its last beat; zero: it did not say.
+    pub(crate) fn reading(&mut self, node: u64, oldest: Hlc) {
+        if let Some(heard) = self.heard.get_mut(&node) {
+            heard.oldest_read = oldest;
+        }
+    }
+
+    /// When the oldest read began that is under way through any gateway of the zone; `None` while one that may be there has
+    /// not said. One that is silent counts by what it said last.
+    pub(crate) fn oldest_read(&self, map: &ClusterMap, now: Duration) -> Option<Hlc> {
+        let since = self.since?;
+        let is_gateway = |node: &&Node| {
+            node.state() != NodeState::NodeRemoved && node.roles.iter().any(|role| role == "gateway")
+        };
+        let mut oldest = None;
+        for node in map.nodes.iter().filter(is_gateway) {
+            match self.heard.get(&node.id).map(|heard| heard.oldest_read).filter(|at| *at != Hlc::ZERO) {
+                Some(at) => oldest = Some(oldest.map_or(at, |other: Hlc| other.min(at))),
+                None if now.saturating_sub(since) < READERS_HEARD => return None,
+                None => {}
+            }
+        }
+        oldest
     }
 
     /// What a node last said of the groups that it leads or rebuilds.
@@ -299,6 +331,29 @@ mod tests {
 
     fn next(liveness: &Liveness, state: TargetState, now: Duration) -> Option<TargetState> {
         liveness.changes(&map(state), LIMIT, now).first().map(TargetStateChange::state)
+    }
+
+    #[test]
+    fn the_oldest_read_is_known_when_every_gateway_has_said() {
+        let gateway = |id| Node { id, roles: vec!["gateway".into()], ..Node::default() };
+        let map = ClusterMap { nodes: vec![gateway(1), gateway(2)], ..ClusterMap::default() };
+        let mut liveness = Liveness::default();
+        assert_eq!(liveness.oldest_read(&map, at(100)), None, "it does not lead");
+        liveness.lead(true, at(100));
+        let mut read = |node, ms, now| {
+            assert!(liveness.beat(node, 1, Vec::new(), now));
+            liveness.reading(node, Hlc::from_ms(ms));
+            liveness.oldest_read(&map, now)
+        };
+        assert_eq!(read(1, 50, at(101)), None, "the other may read something older");
+        assert_eq!(read(2, 40, at(101)), Some(Hlc::from_ms(40)));
+        assert_eq!(read(1, 90, at(200)), Some(Hlc::from_ms(40)), "silent, it counts by what it said last");
+        assert_eq!(read(2, 95, at(201)), Some(Hlc::from_ms(90)));
+        let mut other = Liveness::default();
+        other.lead(true, at(300));
+        assert!(other.beat(1, 1, Vec::new(), at(301)));
+        other.reading(1, Hlc::from_ms(90));
+        assert_eq!(other.oldest_read(&map, at(316)), Some(Hlc::from_ms(90)), "the other is not waited for");
     }
 
     #[test]

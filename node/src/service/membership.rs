@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_proto::error::Fault;
+use holdfast_proto::hlc::Hlc;
 use holdfast_proto::meta::membership_client::MembershipClient;
 use holdfast_proto::meta::membership_server::Membership;
 use holdfast_proto::meta::{
@@ -47,6 +48,8 @@ impl Membership for MembershipService {
         }
         let channel = self.forward_to(sent_on)?;
         let response = in_time(MembershipClient::new(channel).heartbeat(forwarded(request))).await?;
+        let oldest = Hlc::from_u64(response.get_ref().oldest_read);
+        self.0.reads.heard(Some(oldest).filter(|at| *at != Hlc::ZERO), self.0.now());
         if !response.get_ref().free.is_empty() {
             self.0.free.write().clone_from(&response.get_ref().free);
         }
@@ -181,7 +184,9 @@ impl MembershipService {
         }
         liveness.knows(request.node, request.feature_level);
         liveness.scrubbed(request.node, request.group_scrubs);
+        liveness.reading(request.node, Hlc::from_u64(request.oldest_read));
         let map = head.feed.current();
+        let oldest_read = map.as_ref().and_then(|map| liveness.oldest_read(map, head.now()));
         let is_meta = map.as_ref().is_some_and(|map| {
             map.nodes.iter().any(|node| node.id == request.node && crate::node::contact::is_meta(node))
         });
@@ -194,6 +199,7 @@ impl MembershipService {
             Vec::new()
         };
         drop(liveness);
+        head.reads.heard(oldest_read, head.now());
         if is_meta && request.node == head.me().get() {
             head.free.write().clone_from(&free);
         }
@@ -202,6 +208,7 @@ impl MembershipService {
             unknown: map.as_ref().is_some_and(|map| is_unknown(map, request.node, &reported)),
             map_generation: map.map_or(0, |map| map.generation),
             free,
+            oldest_read: oldest_read.map_or(0, Hlc::get),
         })
     }
 }

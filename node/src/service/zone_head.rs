@@ -25,6 +25,28 @@ use crate::node::map_feed::MapFeed;
 use crate::placement::liveness::Liveness;
 use crate::worker::repair::RepairState;
 
+/// When the oldest read began that is under way through any gateway, as far as this node was told, and when it was.
+#[derive(Debug, Default)]
+pub(crate) struct ReadsUnderWay(Mutex<Option<(Hlc, Duration)>>);
+
+/// What was told longer ago is not believed: nobody says it any more, as a leader of an older version does not.
+const READS_TOLD: Duration = Duration::from_secs(60);
+
+impl ReadsUnderWay {
+    /// `None` tells nothing.
+    pub(crate) fn heard(&self, oldest: Option<Hlc>, now: Duration) {
+        if let Some(oldest) = oldest {
+            *self.0.lock() = Some((oldest, now));
+        }
+    }
+
+    /// When the oldest one began; `None` when nobody knows.
+    pub(crate) fn oldest(&self, now: Duration) -> Option<Hlc> {
+        let (oldest, at) = (*self.0.lock())?;
+        (now.saturating_sub(at) <= READS_TOLD).then_some(oldest)
+    }
+}
+
 /// Shared by reference.
 #[derive(Debug)]
 pub(crate) struct ZoneHead {
@@ -36,6 +58,8 @@ pub(crate) struct ZoneHead {
     pub(crate) liveness: Mutex<Liveness>,
     /// Free space as the zone's leader last told: passed on to watchers.
     pub(crate) free: RwLock<Vec<TargetFree>>,
+    /// Reads that are under way, as the zone's leader last told.
+    pub(crate) reads: ReadsUnderWay,
     /// Why placement has not been made, in the words for an operator.
     pub(crate) placement_wait: Mutex<Option<String>>,
     /// Why targets that have been down for long do not go out, in words.
@@ -65,6 +89,7 @@ impl ZoneHead {
             env,
             liveness: Mutex::default(),
             free: RwLock::default(),
+            reads: ReadsUnderWay::default(),
             placement_wait: Mutex::default(),
             out_held_back: Mutex::default(),
             repair_wanted: AtomicBool::new(false),

@@ -36,9 +36,18 @@ const PAGES_PER_ROUND: u32 = 100;
 /// differ by less.
 const BACKUP_MARGIN_MS: u64 = 10_000;
 
-/// What became garbage before this instant may be freed: readers have had `grace`, and no backup that counts owns it.
-fn due_before(now: Hlc, grace_ms: u64, held: Hlc) -> Hlc {
-    let due = now.minus_ms(grace_ms);
+/// A read counts for so long.
+const READ_MS_MAX: u64 = 24 * 3600 * 1000;
+/// A reader's clock and that of a partition differ by less.
+const READ_MARGIN_MS: u64 = 2_000;
+
+/// What became garbage before this instant may be freed: readers have had `grace`, no read through a gateway began before it
+/// did, as far as is known, and no backup that counts owns it.
+fn due_before(now: Hlc, grace_ms: u64, oldest_read: Option<Hlc>, held: Hlc) -> Hlc {
+    let mut due = now.minus_ms(grace_ms);
+    if let Some(oldest) = oldest_read.filter(|oldest| *oldest > now.minus_ms(READ_MS_MAX)) {
+        due = due.min(oldest.minus_ms(READ_MARGIN_MS));
+    }
     if held == Hlc::ZERO || held < now.minus_ms(BACKUP_HOLD_MS_MAX) {
         return due;
     }
@@ -121,7 +130,9 @@ impl Collector {
         for _ in 0..PAGES_PER_ROUND {
             // With each page: a backup that is begun holds what comes after it.
             let Some(map) = self.head.feed.current() else { return Ok(all) };
-            let due_before = due_before(self.head.groups.hlc(), grace, Hlc::from_u64(map.garbage_held)).get();
+            let (now, held) = (self.head.groups.hlc(), Hlc::from_u64(map.garbage_held));
+            let reads = self.head.reads.oldest(self.head.now());
+            let due_before = due_before(now, grace, reads, held).get();
             let ask = DueGarbage { due_before, limit: PAGE, after: walk.after() };
             let ask = Query { of: Some(query::Of::DueGarbage(ask)) };
             let answers = self.head.groups.read(group, vec![ask]).await?;

@@ -36,12 +36,23 @@ fn every_shard_of_every_stripe_is_named_once() {
 fn what_a_backup_owns_is_kept_for_a_week() {
     let day = 24 * 3600 * 1000;
     let now = Hlc::from_ms(100 * day);
-    let before = |held| due_before(now, 1000, held);
+    let before = |held| due_before(now, 1000, None, held);
     assert_eq!(before(Hlc::ZERO), now.minus_ms(1000));
     let yesterday = now.minus_ms(day);
     assert_eq!(before(yesterday), yesterday.minus_ms(BACKUP_MARGIN_MS));
     assert_eq!(before(now.minus_ms(500)), now.minus_ms(500 + BACKUP_MARGIN_MS));
     assert_eq!(before(now.minus_ms(8 * day)), now.minus_ms(1000), "the backup is too old to count");
+}
+
+#[test]
+fn what_is_being_read_is_kept_for_a_day() {
+    let day = 24 * 3600 * 1000;
+    let now = Hlc::from_ms(100 * day);
+    let before = |read: Hlc| due_before(now, 1000, Some(read), Hlc::ZERO);
+    let hour = now.minus_ms(3600 * 1000);
+    assert_eq!(before(hour), hour.minus_ms(READ_MARGIN_MS));
+    assert_eq!(before(now), now.minus_ms(READ_MARGIN_MS));
+    assert_eq!(before(now.minus_ms(2 * day)), now.minus_ms(1000), "it hangs");
 }
 
 const SCHEME: Scheme = copies(2);
