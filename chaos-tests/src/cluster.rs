@@ -316,6 +316,9 @@ impl Zone {
         std::fs::create_dir_all(&dir)?;
         let config = dir.join("node.toml");
         std::fs::write(&config, text)?;
+        let added =
+            self.run(&["node", "add", "--json", "-c", config.to_str().context("a path in UTF-8")?])?;
+        anyhow::ensure!(added["host"] == host.as_str(), "{added}");
         let mut command = self.options.command();
         command.args(["server", "-c"]).arg(&config).stdout(Stdio::null());
         command.envs(self.options.env.iter().copied());

@@ -206,6 +206,24 @@ async fn a_node_that_is_added_gets_its_share_and_little_else_moves() {
             "{moved} shards moved for the {holds} that the new node holds"
         );
         assert_whole(&zone, &tree, &bucket, "with one node more");
+
+        // A second disk in a node that is there, likewise.
+        let node = zone.nodes("data").remove(0);
+        let disk = zone.scratch().join("disk 2");
+        let (disk, config) = (disk.to_str().unwrap(), node.config.to_str().unwrap());
+        let added = zone.run(&["target", "add", disk, "-c", config, "--json"]).unwrap();
+        assert_eq!(added["targets"], 2);
+        assert!(zone.run(&["target", "add", config, "-c", config, "--json"]).is_err(), "it is a file");
+        zone.end(&node);
+        zone.revive(&node).unwrap();
+        wait::until("the new disk to have its share", Duration::from_secs(120), || {
+            zone.until_settled();
+            let targets = zone.json(&["target", "list"]).ok()?;
+            let own = targets.as_array()?.iter().filter(|target| target["node"] == node.id);
+            let own: Vec<u64> = own.filter_map(|target| target["shards"].as_u64()).collect();
+            (own.len() == 2 && own.iter().all(|shards| *shards > 0)).then_some(())
+        });
+        assert_whole(&zone, &tree, &bucket, "with one disk more");
     });
     sync.verify(CONCURRENCY).await.unwrap();
 }

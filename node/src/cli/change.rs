@@ -8,6 +8,7 @@ use holdfast_proto::id::NodeId;
 use holdfast_proto::meta::{Target, TargetState};
 use serde_json::json;
 
+use super::add::{self, NodeAddArgs, TargetAddArgs};
 use super::inspect;
 use super::output;
 use super::target_zone::ZoneArgs;
@@ -18,6 +19,8 @@ const REPLACE_POLL: Duration = Duration::from_secs(1);
 pub(super) enum NodeCommand {
     /// List them
     List(ZoneArgs),
+    /// Let a new node in, on its machine; it serves once it is started
+    Add(NodeAddArgs),
     /// Bring everything that a node holds elsewhere, its votes included
     Drain(NodeArgs),
     /// End draining; what was not moved yet stays
@@ -34,6 +37,8 @@ pub(super) enum NodeCommand {
 pub(super) enum TargetCommand {
     /// List them
     List(ZoneArgs),
+    /// Write a new disk into a data node's configuration, on its machine
+    Add(TargetAddArgs),
     /// Bring everything that a target holds elsewhere
     Drain(TargetArgs),
     /// End draining; what was not moved yet stays
@@ -126,6 +131,7 @@ pub(super) async fn node(command: NodeCommand) -> anyhow::Result<()> {
     use change_request::What;
     match command {
         NodeCommand::List(zone) => inspect::nodes(&zone).await,
+        NodeCommand::Add(args) => add::node(&args).await,
         NodeCommand::Drain(args) => change(&args.zone, What::DrainNode(args.id.get())).await,
         NodeCommand::Undrain(args) => change(&args.zone, What::UndrainNode(args.id.get())).await,
         NodeCommand::Maintenance(MaintenanceArgs { switch, node }) => {
@@ -144,6 +150,7 @@ pub(super) async fn target(command: TargetCommand) -> anyhow::Result<()> {
     use change_request::What;
     match command {
         TargetCommand::List(zone) => inspect::targets(&zone).await,
+        TargetCommand::Add(args) => add::target(&args),
         TargetCommand::Drain(args) => change(&args.zone, What::DrainTarget(args.id)).await,
         TargetCommand::Undrain(args) => change(&args.zone, What::UndrainTarget(args.id)).await,
         TargetCommand::SafeToRemove(args) => {

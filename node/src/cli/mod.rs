@@ -3,6 +3,7 @@
 //! Exit codes: 0 success, 1 failure, 2 bad usage or configuration. Standard output carries answers only; logs and
 //! progress go to standard error.
 
+mod add;
 mod change;
 mod events;
 mod fsck;

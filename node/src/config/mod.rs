@@ -304,7 +304,16 @@ pub(crate) fn load(path: &Path) -> Result<Config, ConfigFaults> {
     let fail = |faults| ConfigFaults { file: path.display().to_string(), faults };
     let text = std::fs::read_to_string(path)
         .map_err(|error| fail(vec![ConfigFault::new("", format!("the file cannot be read: {error}"))]))?;
-    parse(&text, std::env::vars(), cloud_init::read()).map_err(fail)
+    load_text(path, &text)
+}
+
+/// [`load`] of a file that would have this text.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_text(path: &Path, text: &str) -> Result<Config, ConfigFaults> {
+    parse(text, std::env::vars(), cloud_init::read())
+        .map_err(|faults| ConfigFaults { file: path.display().to_string(), faults })
 }
 
 /// [`load`] without the outside world.
