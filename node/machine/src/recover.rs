@@ -173,6 +173,13 @@ impl<K: Kv> Session<'_, K> {
         zone.lost = Some(LostNumbers { end_node, end_target: next_target, ..before });
         (self.state.next_node, self.state.next_target) = (next_node, next_target);
         zone.orphans_held = self.hlc.get();
+        if known.is_none()
+            && let Some(mark) =
+                zone.backups.iter_mut().filter(|mark| mark.finished == 0).max_by_key(|mark| mark.begun)
+        {
+            // These rows are it: what it owns is held on.
+            mark.finished = zone.orphans_held;
+        }
         zone.backups.retain(|mark| mark.finished != 0);
         row::write(self.kv, key::ZON.to_vec(), &zone);
 

@@ -118,8 +118,11 @@ fn a_restored_zone_goes_on_on_a_node_of_the_gap() {
     assert_eq!(machine.refusal(recover(node(3 + 1, "meta"))), Refusal::None, "known");
     let mut machine = zone();
     let new = 5 + NODES_SKIPPED;
+    machine.done(Op::BeginBackup(BeginBackup {}));
+    let held = map(&machine).garbage_held;
     machine.done(recover(node(new, "meta")));
     let after = map(&machine);
+    assert_eq!((after.garbage_held, after.backup_begun), (held, held), "it may be restored again");
     assert_eq!(after.nodes.last().unwrap().id, number(new));
     assert!(after.groups.iter().all(|group| group.voters == [number(new)]));
     machine.done(put_node(node(new - 1, "data")));

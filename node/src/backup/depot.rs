@@ -1,6 +1,6 @@
 //! Where a backup lies: a directory, or a prefix of an S3 bucket. Names are flat; what was put is durable.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,9 +50,7 @@ impl Depot {
             Self::Directory(dir) => {
                 let path = dir.join(name);
                 let written = tokio::task::spawn_blocking(move || {
-                    if let Some(dir) = path.parent() {
-                        std::fs::create_dir_all(dir)?;
-                    }
+                    make_dir(path.parent())?;
                     atomic_file::write(&path, &bytes, 0o600)
                 });
                 written.await?.with_context(|| format!("writing {name}"))
@@ -91,6 +89,17 @@ impl Depot {
                 }
             }
         }
+    }
+}
+
+/// Makes a directory and what is above it, durably.
+fn make_dir(dir: Option<&Path>) -> std::io::Result<()> {
+    let Some(dir) = dir.filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) else { return Ok(()) };
+    make_dir(dir.parent())?;
+    std::fs::create_dir(dir)?;
+    match dir.parent().filter(|above| !above.as_os_str().is_empty()) {
+        Some(above) => std::fs::File::open(above)?.sync_all(),
+        None => Ok(()),
     }
 }
 

@@ -11,6 +11,7 @@
 //! again: what was made has an owner by then. In memory are a page of each target's list, and what is known of parts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_client::geometry::Geometry;
@@ -47,6 +48,10 @@ const EPOCH: u64 = 1 << 32;
 const TOLD_MAX: u64 = 10_000;
 /// Writes between two words of progress.
 const PROGRESS_EVERY: u64 = 1000;
+
+/// How long the client's map may take to follow the zone's.
+const MAP_PATIENCE: Duration = Duration::from_secs(30);
+const MAP_POLL: Duration = Duration::from_millis(50);
 
 /// Where events go. Who asked may be gone; then the walk ends.
 pub(crate) type Events = mpsc::Sender<Result<RebuildIndexEvent, Status>>;
@@ -122,9 +127,13 @@ async fn salvage(
             return Ok(sum);
         }
         map = head.read_map().await?;
-        // The client's map follows.
+        let begun = tokio::time::Instant::now();
         while cluster.map().generation() < map.generation {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            anyhow::ensure!(
+                begun.elapsed() < MAP_PATIENCE,
+                "the new placement is not seen yet: say it again"
+            );
+            tokio::time::sleep(MAP_POLL).await;
         }
     }
     let mut salvage = Salvage {
@@ -304,16 +313,16 @@ impl Salvage<'_> {
         self.cluster.root_account().await.map_err(Into::into)
     }
 
-    /// Whether what a key has began no earlier.
-    async fn is_older(&self, bucket: &Bucket, key: &Bytes, begin: Hlc) -> anyhow::Result<bool> {
+    /// When what a key has began; `None` when it has nothing, or a marker.
+    async fn current(&self, bucket: &Bucket, key: &Bytes) -> anyhow::Result<Option<Hlc>> {
+        if bucket.state() != BucketState::BucketActive {
+            // It is to be made.
+            return Ok(None);
+        }
         let get = GetObject { key: key.clone(), no_parts: true, ..GetObject::default() };
         match self.cluster.get_object(bucket, get).await {
-            Ok(found) => {
-                let version = found.version.unwrap_or_default();
-                Ok(Hlc::from_u64(version.begin_hlc) >= begin)
-            }
-            // Or a marker: it stays what it is, and this a version behind it.
-            Err(Error::Refused { refusal: Refusal::NoSuchKey | Refusal::NoSuchBucket, .. }) => Ok(false),
+            Ok(found) => Ok(found.version.map(|version| Hlc::from_u64(version.begin_hlc))),
+            Err(Error::Refused { refusal: Refusal::NoSuchKey | Refusal::NoSuchBucket, .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -321,8 +330,7 @@ impl Salvage<'_> {
     async fn object(&mut self, place: Place, whole: Whole) -> anyhow::Result<()> {
         let bucket = self.bucket(&place.0).await?;
         let size = whole.body.length;
-        let is_known = bucket.state() == BucketState::BucketActive;
-        if is_known && self.is_older(&bucket, &place.1, whole.begin).await? {
+        if self.current(&bucket, &place.1).await?.is_some_and(|begun| begun >= whole.begin) {
             self.sum.older += 1;
             return self.found("OLDER", &place, size, "the key has a newer object".to_owned()).await;
         }
@@ -388,8 +396,8 @@ impl Salvage<'_> {
                 }
             }
         }
-        for (place, (upload, parts)) in newest {
-            self.upload(place, upload, parts).await?;
+        for (place, (_, parts)) in newest {
+            self.upload(place, parts).await?;
         }
         Ok(())
     }
@@ -442,19 +450,15 @@ impl Salvage<'_> {
         self.cluster.put_part(bucket, key, upload, number, row, whole.begin, Vec::new()).await
     }
 
-    async fn upload(
-        &mut self,
-        place: Place,
-        upload: UploadId,
-        parts: BTreeMap<u32, Whole>,
-    ) -> anyhow::Result<()> {
+    async fn upload(&mut self, place: Place, parts: BTreeMap<u32, Whole>) -> anyhow::Result<()> {
         let bucket = self.bucket(&place.0).await?;
         let size = parts.values().map(|part| part.body.length).sum();
         let count = parts.len();
-        let is_known = bucket.state() == BucketState::BucketActive;
-        if is_known && self.is_older(&bucket, &place.1, upload.hlc).await? {
+        // Whether it was completed is not known: it takes the place of nothing.
+        if self.current(&bucket, &place.1).await?.is_some() {
             self.sum.older += count as u64;
-            return self.found("OLDER", &place, size, "the key has a newer object".to_owned()).await;
+            let why = format!("{count} part(s) of an upload, and the key has an object");
+            return self.found("OLDER", &place, size, why).await;
         }
         if !self.asked.only_look {
             let headers = parts.values().next().map(|part| part.headers.clone()).unwrap_or_default();
