@@ -235,18 +235,41 @@ impl Zone {
     /// registered and heard, the node says it is ready, and its targets are up.
     pub fn revive(&mut self, node: &Node) -> anyhow::Result<()> {
         let former = self.incarnation(node).context("a node that status does not know")?;
-        let log = format!("node-{}.log", node.id);
+        let begun = Instant::now();
+        let pid = self.start_again(node)?;
+        self.until_back(node, pid, begun, former);
+        Ok(())
+    }
+
+    /// The same of nodes that are all down, which need each other.
+    pub fn revive_all(&mut self, nodes: &[Node]) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut started = Vec::new();
+        for node in nodes {
+            started.push((node, self.start_again(node)?));
+        }
+        for (node, pid) in started {
+            // Nobody could be asked how often it had started.
+            self.until_back(node, pid, begun, 0);
+        }
+        Ok(())
+    }
+
+    fn start_again(&mut self, node: &Node) -> anyhow::Result<u32> {
         let mut command = self.options.command();
         command.args(["server", "-c"]).arg(&node.config).stdout(Stdio::null());
         command.envs(self.options.env.iter().copied());
-        let begun = Instant::now();
-        let child = self.group.spawn(&mut command, &log)?;
+        let child = self.group.spawn(&mut command, &log_of(node))?;
         let pid = child.id();
         self.revived.push(child);
         let nodes = &mut self.ready.zones[0].nodes;
         nodes.iter_mut().find(|own| own.id == node.id).context("a node of another zone")?.pid = pid;
+        Ok(pid)
+    }
+
+    fn until_back(&self, node: &Node, pid: u32, begun: Instant, former: u64) {
         wait::until("a revived node to be part of the zone", START, || {
-            assert!(process::runs(pid), "server ended: {}", self.group.log_tail(&log));
+            assert!(process::runs(pid), "server ended: {}", self.group.log_tail(&log_of(node)));
             let status = self.status().ok()?;
             let row = row_of(&status, node)?;
             // What was heard before this life began says nothing of it.
@@ -260,7 +283,6 @@ impl Zone {
             let serves = up.iter().all(|up| *up) && up.is_empty() != node.is("data");
             (heard && registered && ready && serves).then_some(())
         });
-        Ok(())
     }
 
     /// Starts one more data node on a host of its own, as an operator does: a configuration like the first one's.
@@ -537,6 +559,10 @@ impl Drop for Zone {
         }
         self.kill_all();
     }
+}
+
+fn log_of(node: &Node) -> String {
+    format!("node-{}.log", node.id)
 }
 
 /// An address on loopback that is free now.

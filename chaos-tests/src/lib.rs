@@ -7,6 +7,7 @@
 //! Tests live in `tests/`, one file per behaviour. Most files share one zone ([`cluster::Zone::shared`]) and isolate
 //! themselves by bucket; files that break things start zones of their own. No process outlives its test binary.
 
+pub mod chaos;
 pub mod chunked;
 pub mod cluster;
 pub mod damage;

@@ -32,6 +32,11 @@ impl Upload {
         Self { s3: s3.clone(), bucket: bucket.to_owned(), key: key.as_ref().to_vec(), id }
     }
 
+    /// An upload that was started by a call of one's own.
+    pub fn begun(s3: &S3, bucket: &str, key: impl AsRef<[u8]>, id: &str) -> Self {
+        Self { s3: s3.clone(), bucket: bucket.to_owned(), key: key.as_ref().to_vec(), id: id.to_owned() }
+    }
+
     /// The same upload under an id that was made up.
     pub fn with_id(&self, id: &str) -> Self {
         Self { id: id.to_owned(), ..self.clone() }

@@ -202,7 +202,9 @@ async fn a_zone_goes_on_from_one_replica() {
     let places = [left, first, second];
     grows_to_three(&mut zone, &s3, &bucket, &promised, &places).await;
     block_in_place(|| {
-        assert!(zone.cli(&["zone", "release-orphans"]).status.success());
+        wait::until("the others to lead", SOON, || {
+            zone.cli(&["zone", "release-orphans"]).status.success().then_some(())
+        });
         wait::until("orphans to be deleted", SOON, || (only_orphans(&zone) == 0).then_some(()));
         assert!(!zone.health().unwrap().contains("ORPHANS_HELD"));
     });
