@@ -144,9 +144,11 @@ pub fn binary() -> &'static Path {
 }
 
 fn build() -> anyhow::Result<PathBuf> {
-    // target/<profile>/deps/<this test>
-    let test = std::env::current_exe()?;
-    let profile_dir = test.parent().and_then(Path::parent).context("a test outside a target directory")?;
+    // target/<profile>/deps/<this test>, or target/<profile>/<this command>
+    let this = std::env::current_exe()?;
+    let above = this.parent().context("a binary without a directory")?;
+    let profile_dir = if above.ends_with("deps") { above.parent() } else { Some(above) };
+    let profile_dir = profile_dir.context("a test outside a target directory")?;
     let target_dir = profile_dir.parent().context("a profile outside a target directory")?;
     let mut cargo = Command::new(env!("CARGO"));
     cargo

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// One lie in so many chances.
 const LIES: u32 = 12;
 /// After an attempt that failed.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// What a planted bug does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -175,6 +175,11 @@ fn register_key(register: usize) -> String {
     format!("register/{register:06}")
 }
 
+fn was_not_sent(error: &anyhow::Error) -> bool {
+    let refused = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::ConnectionRefused;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(refused))
+}
+
 /// One client of a run.
 struct Client<'w> {
     world: &'w World,
@@ -217,8 +222,18 @@ impl<'w> Client<'w> {
         self.world.plant == Some(plant) && self.rng.random_ratio(1, LIES)
     }
 
+    /// `None`: no answer. Where nobody listens nothing was asked for: it is tried again, for as long as there is patience.
     async fn send(&self, call: crate::s3::Call) -> Option<Answer> {
-        tokio::time::timeout(PATIENCE, call.send()).await.ok()?.ok()
+        let attempt = async {
+            loop {
+                match call.send().await {
+                    Ok(answer) => return Some(answer),
+                    Err(error) if was_not_sent(&error) => tokio::time::sleep(PAUSE).await,
+                    Err(_) => return None,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, attempt).await.ok()?
     }
 
     fn record(&self, register: usize, action: Action, begin: Time, told: Told) -> bool {
@@ -360,7 +375,7 @@ impl<'w> Client<'w> {
                 _ => return Told::Unknown,
             }
         }
-        if self.lies(Plant::HalfUpload) {
+        if self.world.plant == Some(Plant::HalfUpload) {
             parts.pop();
         }
         match self.send(upload.complete(&parts)).await {

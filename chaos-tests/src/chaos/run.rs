@@ -88,11 +88,11 @@ impl Report {
     }
 }
 
-/// Runs the plan.
+/// Starts the zone of a plan.
 ///
 /// # Errors
-/// When the run itself could not be made; what the zone does wrong is in the report.
-pub async fn run(plan: &Plan, told: impl Fn(&str)) -> anyhow::Result<Report> {
+/// When it does not start.
+pub async fn start(plan: &Plan) -> anyhow::Result<Zone> {
     // Short times: what takes a zone ten minutes has to happen within a run.
     let env = vec![
         ("HOLDFAST_META_DOWN_AFTER", "5s"),
@@ -103,17 +103,70 @@ pub async fn run(plan: &Plan, told: impl Fn(&str)) -> anyhow::Result<Report> {
     ];
     let options =
         Options { nodes: Some(plan.data_nodes), env, data_dir: plan.data_dir.clone(), ..Options::default() };
-    let zone = tokio::task::spawn_blocking(move || Zone::start(options)).await?;
+    Ok(tokio::task::spawn_blocking(move || Zone::start(options)).await?)
+}
+
+/// Clients that lie as a store with this mistake would, on a zone that is well; what the checkers of histories say.
+///
+/// # Errors
+/// When a client panics.
+pub async fn lies(
+    zone: &Zone,
+    plant: Plant,
+    clients: usize,
+    lasts: Duration,
+) -> anyhow::Result<Vec<Invariant>> {
+    let s3 = zone.s3();
+    let bucket = s3.bucket("plant").await;
+    let world = Arc::new(World::new(s3, bucket, Some(plant)));
+    let working = set_to_work(&world, clients, 1);
+    tokio::time::sleep(lasts).await;
+    stop(&world, working).await?;
+    Ok(judged(&world))
+}
+
+fn set_to_work(world: &Arc<World>, clients: usize, seed: u64) -> JoinSet<()> {
+    let mut working = JoinSet::new();
+    for number in 0..clients {
+        let (world, seed) = (Arc::clone(world), seed.wrapping_mul(1_000_003).wrapping_add(number as u64));
+        working.spawn(async move { clients::work(&world, number, seed).await });
+    }
+    working
+}
+
+async fn stop(world: &World, mut working: JoinSet<()>) -> anyhow::Result<()> {
+    world.stop.store(true, Ordering::Relaxed);
+    while let Some(worked) = working.join_next().await {
+        worked?;
+    }
+    Ok(())
+}
+
+/// What the history of a world says.
+fn judged(world: &World) -> Vec<Invariant> {
+    let (history, sets) = world.history();
+    vec![
+        registers(&history.events, world.registers()),
+        listings(&sets),
+        Invariant {
+            name: "bodies are those that were stored",
+            checked: history.events.len() as u64,
+            violations: history.wrong_bytes.into_iter().take(TOLD_MAX).collect(),
+        },
+    ]
+}
+
+/// Runs the plan.
+///
+/// # Errors
+/// When the run itself could not be made; what the zone does wrong is in the report.
+pub async fn run(plan: &Plan, told: impl Fn(&str)) -> anyhow::Result<Report> {
+    let zone = start(plan).await?;
     let s3 = zone.s3();
     let bucket = s3.bucket("chaos").await;
     let world = Arc::new(World::new(s3, bucket, plan.plant));
     let begun = Instant::now();
-    let mut working = JoinSet::new();
-    for number in 0..plan.clients {
-        let (world, seed) =
-            (Arc::clone(&world), plan.seed.wrapping_mul(1_000_003).wrapping_add(number as u64));
-        working.spawn(async move { clients::work(&world, number, seed).await });
-    }
+    let working = set_to_work(&world, plan.clients, plan.seed);
     let (nemeses, lasts, seed) = (plan.nemeses.clone(), plan.lasts, plan.seed);
     let (said, mut says) = tokio::sync::mpsc::unbounded_channel();
     let striking = tokio::task::spawn_blocking(move || strike(zone, &nemeses, lasts, seed, begun, &said));
@@ -121,10 +174,7 @@ pub async fn run(plan: &Plan, told: impl Fn(&str)) -> anyhow::Result<Report> {
         told(&text);
     }
     let struck = striking.await;
-    world.stop.store(true, Ordering::Relaxed);
-    while let Some(worked) = working.join_next().await {
-        worked?;
-    }
+    stop(&world, working).await?;
     let seconds = begun.elapsed().as_secs_f64();
     told("the clients have stopped: now what is there");
     let mut invariants = Vec::new();
@@ -145,14 +195,7 @@ pub async fn run(plan: &Plan, told: impl Fn(&str)) -> anyhow::Result<Report> {
             Vec::new()
         }
     };
-    let (history, sets) = world.history();
-    invariants.push(registers(&history.events, world.registers()));
-    invariants.push(listings(&sets));
-    invariants.push(Invariant {
-        name: "bodies are those that were stored",
-        checked: history.events.len() as u64,
-        violations: history.wrong_bytes.into_iter().take(TOLD_MAX).collect(),
-    });
+    invariants.extend(judged(&world));
     let names: Vec<&str> = plan.nemeses.iter().map(|nemesis| nemesis.name()).collect();
     let nemesis = if names.is_empty() { "none".to_owned() } else { names.join(",") };
     Ok(Report {
@@ -169,7 +212,7 @@ pub async fn run(plan: &Plan, told: impl Fn(&str)) -> anyhow::Result<Report> {
         attempts: world.answered.load(Ordering::Relaxed) + world.open.load(Ordering::Relaxed),
         open: world.open.load(Ordering::Relaxed),
         faults,
-        timeline: timeline(&history.events),
+        timeline: timeline(&world.history().0.events),
         invariants,
     })
 }
