@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::content::{self, PART};
-use super::history::{Action, Change, Event, History, Listing, Member, Time, Told, Value};
+use super::history::{Action, Change, Event, History, Listing, Member, Set, Time, Told, Value};
 use crate::multipart::Upload;
 use crate::s3::{Answer, S3};
 
@@ -117,22 +117,19 @@ impl World {
         self.values.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// What happened, group by group of the set: listings name keys of their group alone.
-    pub fn history(&self) -> (History, Vec<(Vec<Member>, Vec<Listing>)>) {
+    /// What happened.
+    pub fn history(&self) -> History {
         let mut events = self.events.lock().expect("no holder panics").clone();
         events.sort_by_key(|event| event.begin);
         let groups = self.groups.lock().expect("no holder panics").clone();
         let listings = self.listings.lock().expect("no holder panics").clone();
-        let sets: Vec<(Vec<Member>, Vec<Listing>)> = groups
-            .into_iter()
-            .enumerate()
-            .map(|(group, members)| {
-                let own = listings.iter().filter(|(of, _)| *of == group).map(|(_, listing)| listing.clone());
-                (members, own.collect())
-            })
-            .collect();
+        let own = |group: usize| {
+            listings.iter().filter(move |(of, _)| *of == group).map(|(_, listing)| listing.clone())
+        };
+        let set = |(group, members)| Set { members, listings: own(group).collect() };
+        let sets = groups.into_iter().enumerate().map(set).collect();
         let wrong_bytes = self.wrong.lock().expect("no holder panics").clone();
-        (History { events, wrong_bytes, ..History::default() }, sets)
+        History { events, sets, wrong_bytes }
     }
 
     /// The bucket, for who looks at the end.

@@ -70,12 +70,18 @@ pub struct Listing {
     pub keys: Vec<String>,
 }
 
+/// A group of the set workload: its members, and what listings of it showed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Set {
+    pub members: Vec<Member>,
+    pub listings: Vec<Listing>,
+}
+
 /// All of a run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct History {
     pub events: Vec<Event>,
-    pub members: Vec<Member>,
-    pub listings: Vec<Listing>,
+    pub sets: Vec<Set>,
     /// Answers whose bytes were those of no value, in words.
     pub wrong_bytes: Vec<String>,
 }

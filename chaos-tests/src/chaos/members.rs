@@ -39,7 +39,7 @@ fn may_show(member: &Member, listing: &Listing) -> bool {
 
 fn must_show(member: &Member, listing: &Listing) -> bool {
     let was_there = member.added.is_some_and(|added| added.done && added.end < listing.begin);
-    was_there && !member.removed.is_some_and(|removed| removed.begin <= listing.end)
+    was_there && member.removed.is_none_or(|removed| removed.begin > listing.end)
 }
 
 #[cfg(test)]

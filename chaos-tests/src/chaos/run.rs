@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 use tokio::task::JoinSet;
 
 use super::clients::{self, Plant, World};
-use super::history::{Event, Told};
+use super::history::{Event, Set, Told};
 use super::linear::{self, Verdict};
 use super::members;
 use super::nemesis::Nemesis;
@@ -144,10 +144,10 @@ async fn stop(world: &World, mut working: JoinSet<()>) -> anyhow::Result<()> {
 
 /// What the history of a world says.
 fn judged(world: &World) -> Vec<Invariant> {
-    let (history, sets) = world.history();
+    let history = world.history();
     vec![
         registers(&history.events, world.registers()),
-        listings(&sets),
+        listings(&history.sets),
         Invariant {
             name: "bodies are those that were stored",
             checked: history.events.len() as u64,
@@ -212,7 +212,7 @@ pub async fn run(plan: &Plan, told: impl Fn(&str)) -> anyhow::Result<Report> {
         attempts: world.answered.load(Ordering::Relaxed) + world.open.load(Ordering::Relaxed),
         open: world.open.load(Ordering::Relaxed),
         faults,
-        timeline: timeline(&world.history().0.events),
+        timeline: timeline(&world.history().events),
         invariants,
     })
 }
@@ -439,11 +439,9 @@ fn explain(register: usize, events: &[Event], at: usize) -> String {
     format!("register {register}: no order explains {odd:?}; before it: {}", shown.split_off(from).join("; "))
 }
 
-type Set = (Vec<super::history::Member>, Vec<super::history::Listing>);
-
 fn listings(sets: &[Set]) -> Invariant {
-    let checked = sets.iter().map(|(_, listings)| listings.len() as u64).sum();
-    let wrong = sets.iter().flat_map(|(members, listings)| members::check(members, listings));
+    let checked = sets.iter().map(|set| set.listings.len() as u64).sum();
+    let wrong = sets.iter().flat_map(|set| members::check(&set.members, &set.listings));
     Invariant { name: "listings show what is there", checked, violations: wrong.take(TOLD_MAX).collect() }
 }
 
