@@ -255,7 +255,8 @@ impl Zone {
         Ok(())
     }
 
-    fn start_again(&mut self, node: &Node) -> anyhow::Result<u32> {
+    /// Starts a node that was killed, and waits for nothing; its process.
+    pub fn start_again(&mut self, node: &Node) -> anyhow::Result<u32> {
         let mut command = self.options.command();
         command.args(["server", "-c"]).arg(&node.config).stdout(Stdio::null());
         command.envs(self.options.env.iter().copied());

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_chaos::cluster::{Node, Options, Zone};
 use holdfast_chaos::multipart::Upload;
-use holdfast_chaos::process::binary;
+use holdfast_chaos::process::{self, binary};
 use holdfast_chaos::s3::S3;
 use holdfast_chaos::wait;
 use tokio::sync::Mutex;
@@ -185,6 +185,17 @@ async fn a_zone_goes_on_from_one_replica() {
         let events = zone.events("zone").unwrap();
         assert!(events.iter().any(|(code, _)| code == "ZONE_RECOVERED"), "{events:?}");
     });
+    // Both at once are a majority of the old voters, and lead a zone of their own: nobody listens to them.
+    let back = block_in_place(|| [&first, &second].map(|node| zone.start_again(node).unwrap()));
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    put(&s3, &bucket, "meanwhile", &mut promised).await;
+    all_is_there(&s3, &bucket, &promised, "with those that were given up back").await;
+    block_in_place(|| {
+        back.into_iter().for_each(process::kill);
+        assert!(!zone.health().unwrap().contains("TARGET_DOWN"), "data nodes beat to the zone that goes on");
+    });
+    all_is_there(&s3, &bucket, &promised, "with those that were given up gone again").await;
+
     // What was lost with the metadata still has its shards, long after orphans are deleted.
     tokio::time::sleep(Duration::from_secs(6)).await;
     let coded = lost.values().filter(|body| body.len() > 2048).count() as u64;

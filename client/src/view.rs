@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{GroupId, NodeId, TargetId};
+use holdfast_proto::limits::MAP_LIFE_SHIFT;
 use holdfast_proto::meta::WatchEvent;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -20,10 +21,9 @@ use crate::propose::GROUP_HLC_AGE_MAX;
 /// Cached rows of the realm are believed without asking while the watch is younger than this.
 const WATCH_SILENCE_MAX: Duration = Duration::from_secs(1);
 
-/// A zone that is recovered skips so many bits of its map's generation, and may count changes of the realm from less than
-/// before: the bits above say which of its lives a count is of.
-const GENERATION_BITS: u32 = 32;
-/// Bits of a count of changes; that of a zone that is restored begins at 2^40.
+/// A zone that is recovered may count changes of the realm from less than before: the bits above say of which of its lives a
+/// count is.
+/// That of a zone that is restored begins at 2^40.
 const COUNT_BITS: u32 = 44;
 
 #[derive(Debug)]
@@ -123,8 +123,15 @@ impl View {
         self.free.read().get(&target).copied()
     }
 
-    /// Takes in one event of the watch. A map of another zone or realm than the first one's is refused.
+    /// Takes in one event of the watch. A map of another zone or realm than the first one's is refused, and so is who has not
+    /// heard that the zone was recovered without it.
     pub(crate) fn absorb(&self, event: WatchEvent) -> Result<(), Error> {
+        let life = |generation: u64| generation >> MAP_LIFE_SHIFT;
+        if event.generation != 0
+            && self.map().is_some_and(|have| life(have.generation()) > life(event.generation))
+        {
+            return Err(Error::internal("a meta node of a zone that was recovered since"));
+        }
         if let Some(raw) = event.map {
             let next = Map::parse(raw)?;
             if let Some(have) = self.map()
@@ -138,7 +145,7 @@ impl View {
             }
         }
         self.saw(event.hlc);
-        let life = self.map().map_or(0, |map| map.generation() >> GENERATION_BITS);
+        let life = self.map().map_or(0, |map| map.generation() >> MAP_LIFE_SHIFT);
         let count = life << COUNT_BITS | event.realm_applied.min((1 << COUNT_BITS) - 1);
         self.realm_applied.fetch_max(count, Ordering::AcqRel);
         for belief in event.leaders {
@@ -163,12 +170,12 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_proto::meta::ClusterMap;
+    use holdfast_proto::meta::{ClusterMap, GroupLeader};
 
     fn event(generation: u64, realm_applied: u64) -> WatchEvent {
         let realm = vec![7; 16].into();
         let map = ClusterMap { realm, zone: 1, generation, ..ClusterMap::default() };
-        WatchEvent { map: Some(map), realm_applied, ..WatchEvent::default() }
+        WatchEvent { map: Some(map), generation, realm_applied, ..WatchEvent::default() }
     }
 
     /// What was cached in the zone's former life is not believed in the next.
@@ -176,7 +183,7 @@ mod tests {
     fn changes_are_counted_anew_in_a_zone_that_was_recovered() {
         let view = View::new();
         let mut before = None;
-        let recovered = 1 << GENERATION_BITS;
+        let recovered = 1 << MAP_LIFE_SHIFT;
         for (generation, applied) in
             [(5, 900), (6, 901), (recovered, 12), (recovered + 1, 13), (2 * recovered, 1)]
         {
@@ -187,6 +194,10 @@ mod tests {
         }
         view.absorb(WatchEvent { map: None, ..event(0, 0) }).unwrap();
         assert_eq!(view.realm_applied(), before, "nothing changed");
+        let old = GroupLeader { group: GroupId::REALM.get(), leader: 9 };
+        let late = WatchEvent { map: None, leaders: vec![old], ..event(recovered + 7, 99) };
+        assert!(view.absorb(late).is_err(), "whoever was given up");
+        assert_eq!((view.leader(GroupId::REALM), view.realm_applied()), (None, before));
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub const PARTITIONS_DEFAULT: u32 = 8;
 /// See [`PARTITIONS_DEFAULT`].
 pub const PARTITIONS_MAX: u32 = 1024;
 
+/// Low bits of a map's generation that count changes; those above count recoveries of the zone: its lives.
+pub const MAP_LIFE_SHIFT: u32 = 32;
+
 /// A backup of the metadata keeps what it owns from being freed this long, milliseconds of HLC.
 pub const BACKUP_HOLD_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 

@@ -1,6 +1,6 @@
 //! Whether a register behaved as if every request had happened at one instant between its begin and its end.
 //!
-//! Two implementations that share nothing but [`step`]. [`check`] goes through the history in the order of time and keeps every
+//! Two implementations that share nothing but `step`. [`check`] goes through the history in the order of time and keeps every
 //! pair of (state, requests under way that have happened) that explains it so far (Lowe's just-in-time linearization): what it
 //! costs follows from how much is under way at once. [`search`] looks for an order, request by request, with a memory of dead ends
 //! (Wing and Gong); it is for small histories, to check the first one by.

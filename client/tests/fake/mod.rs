@@ -249,6 +249,7 @@ impl Meta for MetaNode {
                     map.groups.iter().map(|group| GroupLeader { group: group.id, leader }).collect();
                 let generation = map.generation;
                 let event = WatchEvent {
+                    generation,
                     map: (generation > have).then_some(map),
                     hlc: meta.node_hlc(),
                     realm_applied: meta.realm_applied.load(Ordering::SeqCst),

@@ -8,6 +8,7 @@
 
 use holdfast_proto::hlc::Hlc;
 use holdfast_proto::id::{BucketId, NodeId};
+use holdfast_proto::limits::MAP_LIFE_SHIFT;
 use holdfast_proto::meta::EventSeverity::{EventInfo, EventWarning};
 use holdfast_proto::meta::{
     BackupMark, Bucket, DroppedBucket, FinishBackup, Group, InitZone, LostNumbers, Node, NodeState, Outcome,
@@ -28,7 +29,7 @@ pub const NODES_SKIPPED: u64 = 1 << 20;
 /// Numbers of targets likewise; 65,535 recoveries use them up.
 pub const TARGETS_SKIPPED: u32 = 1 << 16;
 /// Generations of the map likewise: clients keep the highest they have seen.
-pub const GENERATIONS_SKIPPED: u64 = 1 << 32;
+pub const GENERATIONS_SKIPPED: u64 = 1 << MAP_LIFE_SHIFT;
 /// Backups that were begun and not finished are remembered, so many.
 const BACKUPS_MAX: usize = 8;
 

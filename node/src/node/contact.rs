@@ -12,7 +12,7 @@ use holdfast_proto::admin::{
     StatObjectResponse, StatusRequest, StatusResponse,
 };
 use holdfast_proto::error::Fault;
-use holdfast_proto::limits::{H2_WINDOW_BYTES, MESSAGE_BYTES_MAX};
+use holdfast_proto::limits::{H2_WINDOW_BYTES, MAP_LIFE_SHIFT, MESSAGE_BYTES_MAX};
 use holdfast_proto::meta::membership_client::MembershipClient;
 use holdfast_proto::meta::{
     ClusterMap, HeartbeatRequest, HeartbeatResponse, JoinRequest, JoinResponse, NodeState,
@@ -45,6 +45,8 @@ struct State {
     /// Meta nodes of the newest map.
     known: Vec<String>,
     good: Option<String>,
+    /// Of the newest map: who has not heard of it was given up when the zone was recovered.
+    life: u64,
     channels: HashMap<String, Channel>,
 }
 
@@ -60,10 +62,21 @@ impl Contact {
 
     /// Takes the meta nodes' addresses from a map.
     pub(crate) fn learn(&self, map: &ClusterMap) {
-        let known = meta_addresses(map);
-        if !known.is_empty() {
-            self.state.lock().known = known;
+        let (known, life) = (meta_addresses(map), map.generation >> MAP_LIFE_SHIFT);
+        let mut state = self.state.lock();
+        if !known.is_empty() && life >= state.life {
+            state.known = known;
+            state.life = life;
         }
+    }
+
+    /// Whether a node that has this map may be listened to.
+    fn check_life(&self, generation: u64) -> Result<(), Status> {
+        if generation == 0 || generation >> MAP_LIFE_SHIFT >= self.state.lock().life {
+            return Ok(());
+        }
+        let fault = Fault::new(FaultKind::FaultUnavailable, "it was given up when the zone was recovered");
+        Err(fault.into())
     }
 
     /// Addresses in the order of asking.
@@ -82,7 +95,10 @@ impl Contact {
         self.ask(JOIN_TIMEOUT, |channel| {
             let request = request.clone();
             async move {
-                MembershipClient::new(channel).max_decoding_message_size(MAP_BYTES_MAX).join(request).await
+                let mut client = MembershipClient::new(channel).max_decoding_message_size(MAP_BYTES_MAX);
+                let answer = client.join(request).await?;
+                self.check_life(answer.get_ref().map.as_ref().map_or(0, |map| map.generation))?;
+                Ok(answer)
             }
         })
         .await
@@ -91,7 +107,11 @@ impl Contact {
     pub(crate) async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatResponse, Fault> {
         self.ask(HEARTBEAT_TIMEOUT, |channel| {
             let request = request.clone();
-            async move { MembershipClient::new(channel).heartbeat(request).await }
+            async move {
+                let answer = MembershipClient::new(channel).heartbeat(request).await?;
+                self.check_life(answer.get_ref().map_generation)?;
+                Ok(answer)
+            }
         })
         .await
     }

@@ -120,6 +120,7 @@ impl Watcher {
             Vec::new()
         };
         Some(WatchEvent {
+            generation: self.head.feed.current().map_or(0, |map| map.generation),
             map: map.map(|map| (*map).clone()),
             hlc: groups.hlc().get(),
             realm_applied: groups.applied(GroupId::REALM).map_or(0, |applied| *applied.borrow()),
