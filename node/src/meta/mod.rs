@@ -14,6 +14,7 @@
 mod address;
 mod alone;
 mod clock;
+mod config;
 mod digest;
 mod group;
 mod groups;
@@ -52,7 +53,8 @@ use holdfast_proto::id::GroupId;
 
 pub(crate) use address::AddressBook;
 pub(crate) use alone::{Alone, GroupEnd};
-pub(crate) use groups::{Groups, GroupsConfig};
+pub(crate) use config::GroupsConfig;
+pub(crate) use groups::Groups;
 pub(crate) use kv::Generation;
 pub(crate) use status::GroupStatus;
 
