@@ -109,7 +109,11 @@ fn say(report: &Report) {
     );
     for invariant in &report.invariants {
         let verdict = if invariant.violations.is_empty() { "holds" } else { "VIOLATED" };
-        println!("{verdict:8}  {} ({} checked)", invariant.name, invariant.checked);
+        let unjudged = match invariant.unjudged {
+            0 => String::new(),
+            count => format!(", {count} not: too much was open at once"),
+        };
+        println!("{verdict:8}  {} ({} checked{unjudged})", invariant.name, invariant.checked);
         for violation in &invariant.violations {
             println!("          {violation}");
         }

@@ -48,6 +48,8 @@ async fn faults_leave_every_invariant() {
     assert_eq!(violated(&report), Vec::new(), "repeat it: {}", report.repeat);
     assert!(report.faults.len() >= 3 && report.attempts > 500, "{} {}", report.faults.len(), report.attempts);
     assert!(report.invariants.iter().all(|invariant| invariant.checked > 0), "{:?}", report.invariants);
+    let unjudged: u64 = report.invariants.iter().map(|invariant| invariant.unjudged).sum();
+    assert!(unjudged < report.attempts / 5, "{unjudged} of {} attempts were not judged", report.attempts);
     let page = report::html(&report);
     assert!(page.contains("every invariant holds") && page.contains(&report.faults[0].what), "{page}");
 }

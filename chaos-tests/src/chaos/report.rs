@@ -38,7 +38,12 @@ pub fn html(report: &Report) -> String {
             }
         };
         // Writing to a string does not fail.
-        let _ = write!(page, "<tr><td>{}<td>{}<td>{verdict}</tr>", invariant.name, invariant.checked);
+        let unjudged = invariant.unjudged;
+        let _ = write!(
+            page,
+            "<tr><td>{}<td>{}, {unjudged} not<td>{verdict}</tr>",
+            invariant.name, invariant.checked
+        );
     }
     page.push_str("</table><h2>Timeline</h2>");
     page.push_str(&chart(report));

@@ -15,6 +15,7 @@ use crate::meta::Groups;
 use crate::supervisor::Progress;
 
 const BEAT: Duration = Duration::from_secs(1);
+const LAST_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The targets of this node that have an id.
 pub(crate) type OpenTargets = Arc<parking_lot::RwLock<BTreeMap<u32, Arc<Target>>>>;
@@ -42,16 +43,7 @@ pub(crate) async fn run(beat: Beat, progress: Progress) -> anyhow::Result<()> {
     let mut missed = 0u32;
     loop {
         ticks.tick().await;
-        let request = HeartbeatRequest {
-            node: beat.node,
-            incarnation: beat.incarnation,
-            feature_level: beat.feature_level,
-            targets: reports(&beat.targets),
-            map_generation: 0,
-            group_scrubs: beat.groups.as_ref().map(|groups| groups.scrub_reports()).unwrap_or_default(),
-            oldest_read: beat.oldest_read().get(),
-        };
-        match beat.contact.heartbeat(request).await {
+        match beat.contact.heartbeat(beat.request()).await {
             Ok(answer) => {
                 if answer.unknown {
                     beat.unknown.notify_one();
@@ -71,6 +63,29 @@ pub(crate) async fn run(beat: Beat, progress: Progress) -> anyhow::Result<()> {
 }
 
 impl Beat {
+    fn request(&self) -> HeartbeatRequest {
+        HeartbeatRequest {
+            node: self.node,
+            incarnation: self.incarnation,
+            feature_level: self.feature_level,
+            targets: reports(&self.targets),
+            map_generation: 0,
+            group_scrubs: self.groups.as_ref().map(|groups| groups.scrub_reports()).unwrap_or_default(),
+            oldest_read: self.oldest_read().get(),
+            leaving: false,
+        }
+    }
+
+    /// Says that this node stops, so that nobody counts on it any more. Not heard, it is missed a little later.
+    pub(crate) async fn last(&self) {
+        let request = HeartbeatRequest { leaving: true, ..self.request() };
+        match tokio::time::timeout(LAST_DEADLINE, self.contact.heartbeat(request)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(fault)) => tracing::debug!(%fault, "the zone did not hear that this node stops"),
+            Err(_) => tracing::debug!("the zone did not hear in time that this node stops"),
+        }
+    }
+
     /// Zero where nothing is read, or it is not known.
     fn oldest_read(&self) -> Hlc {
         let cluster = self.cluster.as_ref().and_then(|cluster| cluster.borrow().clone());

@@ -68,6 +68,8 @@ pub(crate) struct NodeRuntime {
     groups: Option<Arc<Groups>>,
     targets: Vec<Opened>,
     open_targets: OpenTargets,
+    /// What this node says of itself, once it does.
+    beat: Option<Beat>,
     /// Stops groups and targets at once; cancelled last.
     stores: CancellationToken,
 }
@@ -125,6 +127,7 @@ impl NodeRuntime {
                     groups: None,
                     targets: Vec::new(),
                     open_targets: OpenTargets::default(),
+                    beat: None,
                     stores: CancellationToken::new(),
                 };
                 node.assemble(grpc, s3, map).await
@@ -170,6 +173,7 @@ impl NodeRuntime {
             cluster: self.config.gateway.as_ref().map(|_| self.cluster.subscribe()),
             unknown,
         };
+        self.beat = Some(beat.clone());
         self.front.worker("heartbeat", move |progress| heartbeat::run(beat.clone(), progress));
         if let Some(s3) = s3 {
             self.serve_s3(s3)?;
@@ -212,6 +216,9 @@ impl NodeRuntime {
         let node = self.identity.node;
         tracing::debug!(%node, "node stops");
         self.front.shutdown(FRONT_PATIENCE).await;
+        if let Some(beat) = &self.beat {
+            beat.last().await;
+        }
         let cluster = self.cluster.send_replace(None);
         if let Some(cluster) = cluster {
             cluster.shutdown().await;

@@ -54,6 +54,8 @@ struct Heard {
     level: u32,
     reports: Vec<TargetReport>,
     group_scrubs: Vec<GroupScrubReport>,
+    /// It has stopped, and said so.
+    left: bool,
     /// Of a gateway; zero: not told.
     oldest_read: Hlc,
 }
@@ -80,8 +82,15 @@ impl Liveness {
             return false;
         }
         let level = self.heard.get(&node).map_or(FEATURE_LEVEL_FIRST, |heard| heard.level);
-        let heard =
-            Heard { at: now, incarnation, level, reports, group_scrubs: Vec::new(), oldest_read: Hlc::ZERO };
+        let heard = Heard {
+            at: now,
+            incarnation,
+            level,
+            reports,
+            group_scrubs: Vec::new(),
+            oldest_read: Hlc::ZERO,
+            left: false,
+        };
         self.heard.insert(node, heard);
         true
     }
@@ -97,6 +106,13 @@ impl Liveness {
     pub(crate) fn scrubbed(&mut self, node: u64, group_scrubs: Vec<GroupScrubReport>) {
         if let Some(heard) = self.heard.get_mut(&node) {
             heard.group_scrubs = group_scrubs;
+        }
+    }
+
+    /// A node says that this was its last beat.
+    pub(crate) fn left(&mut self, node: u64) {
+        if let Some(heard) = self.heard.get_mut(&node) {
+            heard.left = true;
         }
     }
 
@@ -156,7 +172,7 @@ impl Liveness {
 
     /// Whether the node itself has beaten within `limit`.
     pub(crate) fn beats(&self, node: u64, limit: Duration, now: Duration) -> bool {
-        self.heard.get(&node).is_some_and(|heard| now.saturating_sub(heard.at) <= limit)
+        self.heard.get(&node).is_some_and(|heard| !heard.left && now.saturating_sub(heard.at) <= limit)
     }
 
     /// What a node last said of its targets.
@@ -331,6 +347,23 @@ mod tests {
 
     fn next(liveness: &Liveness, state: TargetState, now: Duration) -> Option<TargetState> {
         liveness.changes(&map(state), LIMIT, now).first().map(TargetStateChange::state)
+    }
+
+    #[test]
+    fn who_says_that_it_stops_is_not_counted_on() {
+        let mut liveness = Liveness::default();
+        liveness.lead(true, at(100));
+        assert!(liveness.beat(1, 3, report(""), at(101)));
+        assert!(liveness.beats(1, LIMIT, at(102)));
+        liveness.left(1);
+        assert!(!liveness.beats(1, LIMIT, at(102)));
+        assert_eq!(
+            next(&liveness, TargetState::TargetUp, at(110)),
+            None,
+            "its targets are not down before their time"
+        );
+        assert!(liveness.beat(1, 4, report(""), at(111)));
+        assert!(liveness.beats(1, LIMIT, at(112)));
     }
 
     #[test]

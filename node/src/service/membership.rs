@@ -184,6 +184,9 @@ impl MembershipService {
         }
         liveness.knows(request.node, request.feature_level);
         liveness.scrubbed(request.node, request.group_scrubs);
+        if request.leaving {
+            liveness.left(request.node);
+        }
         liveness.reading(request.node, Hlc::from_u64(request.oldest_read));
         let map = head.feed.current();
         let oldest_read = map.as_ref().and_then(|map| liveness.oldest_read(map, head.now()));

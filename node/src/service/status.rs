@@ -114,7 +114,7 @@ fn nodes(head: &ZoneHead, map: &ClusterMap) -> Vec<NodeStatus> {
             let silent = liveness.silent(node.id, now);
             NodeStatus {
                 node: node.id,
-                alive: silent <= SILENT,
+                alive: liveness.beats(node.id, SILENT, now),
                 silent_ms: silent.as_millis() as u64,
                 targets: liveness.reports(node.id).to_vec(),
                 group_scrubs: liveness.group_scrubs(node.id).to_vec(),
