@@ -44,6 +44,8 @@ pub(crate) struct Out {
 
 /// Gateways that have not beaten for so long since this node leads are not waited for.
 const READERS_HEARD: Duration = Duration::from_secs(15);
+/// One that has been silent for longer is taken for dead, and its reads with it: garbage is not kept for them.
+const READER_SILENT_MAX: Duration = Duration::from_secs(15 * 60);
 /// Targets go out by themselves only while the others would not be fuller than this.
 const OUT_FULL_MAX: f64 = 0.85;
 
@@ -124,7 +126,7 @@ impl Liveness {
     }
 
     /// When the oldest read began that is under way through any gateway of the zone; `None` while one that may be there has
-    /// not said. One that is silent counts by what it said last.
+    /// not said. One that is silent counts for a while by what it said last.
     pub(crate) fn oldest_read(&self, map: &ClusterMap, now: Duration) -> Option<Hlc> {
         let since = self.since?;
         let is_gateway = |node: &&Node| {
@@ -132,7 +134,12 @@ impl Liveness {
         };
         let mut oldest = None;
         for node in map.nodes.iter().filter(is_gateway) {
-            match self.heard.get(&node.id).map(|heard| heard.oldest_read).filter(|at| *at != Hlc::ZERO) {
+            let reads = |heard: &&Heard| {
+                !heard.left
+                    && heard.oldest_read != Hlc::ZERO
+                    && now.saturating_sub(heard.at) <= READER_SILENT_MAX
+            };
+            match self.heard.get(&node.id).filter(reads).map(|heard| heard.oldest_read) {
                 Some(at) => oldest = Some(oldest.map_or(at, |other: Hlc| other.min(at))),
                 None if now.saturating_sub(since) < READERS_HEARD => return None,
                 None => {}
@@ -382,6 +389,7 @@ mod tests {
         assert_eq!(read(2, 40, at(101)), Some(Hlc::from_ms(40)));
         assert_eq!(read(1, 90, at(200)), Some(Hlc::from_ms(40)), "silent, it counts by what it said last");
         assert_eq!(read(2, 95, at(201)), Some(Hlc::from_ms(90)));
+        assert_eq!(read(2, 99, at(1200)), Some(Hlc::from_ms(99)), "the other is dead by now");
         let mut other = Liveness::default();
         other.lead(true, at(300));
         assert!(other.beat(1, 1, Vec::new(), at(301)));
